@@ -1,0 +1,287 @@
+"""Analysis: run every rule once over a Graph, and name what came out of it.
+
+The result lists each atom that lives in a weight: its name, kind, the weights and axes it lives in, whether cutting it
+is exact, and if it is frozen, why. This is what `inspect` shows and what scores and budgets work on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen
+from graphprune.graph import Graph, Node, Shape
+from graphprune.rules import FROZEN, RULES, Facts, Op
+from graphprune.signature import Layout
+from graphprune.values import Values
+
+KINDS = ("state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "place", "other")
+"""Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
+DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
+OPTIONAL_KINDS = ("hidden", "head-size")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place an atom lives in: axis ``axis`` of weight ``weight``, read by input ``input`` of ``node``."""
+
+    weight: str
+    axis: int
+    node: Node
+    input: int
+    dim: Dim
+
+
+@dataclass(eq=False)
+class Atom:
+    """A prunable or frozen dimension of the model: what the literature calls a (coupled) group of channels."""
+
+    dim: Dim
+    name: str
+    kind: str
+    uses: list[Use]
+    inexact: Reason | None
+    index: int = 0
+    least: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of positions."""
+        return self.dim.size or 0
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why nothing may be removed from it; None where it is prunable."""
+        return self.dim.reason
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the weights it lives in, each once."""
+        return list(dict.fromkeys(use.weight for use in self.uses))
+
+
+@dataclass(eq=False)
+class Analysis:
+    """All that is known of the Dims of ``graph``. ``atoms`` holds every atom that lives in at least one weight."""
+
+    graph: Graph
+    facts: Facts
+    atoms: list[Atom] = field(default_factory=list)
+
+    @property
+    def prunable(self) -> list[Atom]:
+        """Atoms from which positions may be removed."""
+        return [atom for atom in self.atoms if atom.reason is None]
+
+    @property
+    def frozen(self) -> list[Atom]:
+        """Atoms that stay whole, each with its reason."""
+        return [atom for atom in self.atoms if atom.reason is not None]
+
+    @cached_property
+    def by_dim(self) -> dict[Dim, Atom]:
+        """The Atom of each resolved dim."""
+        return {atom.dim: atom for atom in self.atoms}
+
+    @cached_property
+    def uses(self) -> list[tuple[str, Node | None, int, Layout]]:
+        """Every stored tensor with its layout: one entry a weight, or one a reader where its layout is private."""
+        return list(_stored(self.graph, self.facts))
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.prunable)} prunable and {len(self.frozen)} frozen dims"]
+        for atom in self.atoms:
+            state = f"frozen: {atom.reason}" if atom.reason else ("exact" if not atom.inexact else "normalised")
+            lines.append(f"{atom.name} [{atom.kind}] {atom.size} in {len(atom.uses)} axes, {state}")
+        return "\n".join(lines)
+
+
+def analyse(graph: Graph) -> Analysis:
+    """Find every Dim of ``graph``: near-linear in its nodes; reads no weight but small integer ones.
+
+    An op without a rule freezes what it touches; so do the model's inputs and outputs.
+    """
+    facts = Facts(graph)
+    known = Values(graph)
+    shared = _shared_vectors(graph)
+    facts.constant |= set(graph.weights)
+    for node in graph.nodes:
+        if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):
+            facts.constant |= set(node.outputs)
+        _apply(node, facts, known, shared)
+    for name in (*graph.inputs, *graph.outputs):
+        side = "an input" if name in graph.inputs else "an output"
+        for dim in _layout(name, facts) or ():
+            freeze(dim, Reason(f"it is the shape of {side} of the model, {name!r}"))
+    _freeze_unwritable(facts)
+    analysis = Analysis(graph, facts)
+    analysis.atoms = _collect(facts, analysis)
+    return analysis
+
+
+def _freeze_unwritable(facts: Facts) -> None:
+    """A size that is only known when the model runs cannot be written as a number; a reshape may say -1, once."""
+    unknown: dict[tuple[int, str | int], list[Dim]] = {}
+    for slot in facts.slots:
+        if slot.dim.size is None or slot.watch.size is None:
+            unknown.setdefault((slot.node.index, slot.place), []).append(slot.watch)
+    for (index, _), dims in unknown.items():
+        node = facts.graph.nodes[index]
+        free = [dim for dim in dims if not is_frozen(dim)]
+        for dim in free if node.op != "reshape" or len(free) > 1 else ():
+            freeze(dim, Reason("it is part of a size that cannot be written as a number", node.label))
+    for node, dims in facts.shapes:
+        for dim in dims:
+            if dim.size is None:
+                freeze(dim, Reason("it is part of a size that the model reads when it runs", node.label))
+
+
+def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
+    ins = [_operand(node, i, facts, shared) if name else None for i, name in enumerate(node.inputs)]
+    outs = [_layout(name, facts) if name else None for name in node.outputs]
+    op = Op(node, ins, outs, facts, known)
+    for name in node.outer:
+        for dim in _layout(name, facts) or ():
+            op.freeze(dim, f"it is read inside the body of {node.kind}")
+    if node.op not in RULES:
+        why = FROZEN.get(node.op)
+        op.freeze_all(f"{node.kind} is frozen: {why}" if why else f"there is no rule for {node.kind}")
+    elif any(name and layout is None for name, layout in zip((*node.inputs, *node.outputs), (*ins, *outs), strict=True)):
+        op.freeze_all(f"the shape of an operand of {node.kind} is not known")
+    else:
+        _state(op)
+
+
+def _state(op: Op) -> None:
+    """Let the rule speak; a node that does not fit its rule freezes whole."""
+    try:
+        RULES[op.node.op].apply(op)
+    except (IndexError, ValueError, TypeError, KeyError) as error:
+        op.freeze_all(f"{op.node.kind} does not fit its rule ({error})")
+    op.finish()
+
+
+def _layout(name: str, facts: Facts) -> Layout | None:
+    layout = facts.layouts.get(name)
+    if layout is None:
+        shape = facts.graph.shape(name)
+        if shape is None:
+            return None
+        layout = _fresh(facts.graph, shape)
+        facts.layouts[name] = layout
+    return layout
+
+
+def _fresh(graph: Graph, shape: Shape) -> Layout:
+    return tuple(Dim(s) if isinstance(s, int) else Dim(None, extent=graph.extent(s)) for s in shape)
+
+
+def _operand(node: Node, i: int, facts: Facts, shared: set[str]) -> Layout | None:
+    name = node.inputs[i]
+    if name not in shared:
+        return _layout(name, facts)
+    layout = _fresh(facts.graph, facts.graph.shape(name) or ())
+    facts.private[node.index, i] = layout
+    return layout
+
+
+def _shared_vectors(graph: Graph) -> set[str]:
+    """Constants with one axis at most that several nodes read: exporters merge equal ones, which couples nothing."""
+    captured = {name for node in graph.nodes for name in node.outer}
+    return {
+        name
+        for name, weight in graph.weights.items()
+        if sum(size > 1 for size in weight.shape) <= 1
+        and len(graph.consumers.get(name, ())) > 1
+        and name not in captured
+        and name not in graph.outputs
+    }
+
+
+def _stored(graph: Graph, facts: Facts) -> Iterator[tuple[str, Node | None, int, Layout]]:
+    for name in graph.weights:
+        if name in facts.layouts:
+            yield name, None, 0, facts.layouts[name]
+        for node, i in graph.consumers.get(name, ()):
+            private = facts.private.get((node.index, i))
+            if private is not None:
+                yield name, node, i, private
+
+
+def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
+    """One Atom for each atom of a weight's layout that is not merely a place or a list of axes."""
+    graph = facts.graph
+    uses: dict[Dim, list[Use]] = {}
+    for name, node, i, layout in analysis.uses:
+        reader, at = (node, i) if node is not None else graph.consumers[name][0]
+        for axis, dim in enumerate(layout):
+            for atom in dict.fromkeys(atoms(dim)):
+                if atom.size != 1:
+                    uses.setdefault(atom, []).append(Use(name, axis, reader, at, dim))
+    kinds = _kinds(facts)
+    inexact: dict[Dim, Reason] = {}
+    for dim, reason in facts.inexact:
+        for atom in atoms(dim):
+            inexact.setdefault(atom, reason)
+    least: dict[Dim, int] = {}
+    for dim, count in facts.least:
+        for atom in atoms(dim):
+            least[atom] = max(count, least.get(atom, 1))
+    found = [
+        Atom(dim, "", kinds.get(dim, "other"), where, inexact.get(dim), least=least.get(dim, 1))
+        for dim, where in uses.items()
+        if _worth_showing(graph, where) and not (kinds.get(dim) == "place" and dim.reason)
+    ]
+    _name(facts, found)
+    return found
+
+
+def _worth_showing(graph: Graph, uses: Iterable[Use]) -> bool:
+    """Shape vectors and index tables are constants too, but no weights."""
+    return any(graph.weights[use.weight].dtype not in ("int64", "bool") for use in uses)
+
+
+def _kinds(facts: Facts) -> dict[Dim, str]:
+    kinds: dict[Dim, str] = {}
+    for dim, role in facts.roles:
+        layout = list(dict.fromkeys(atoms(dim)))
+        for i, atom in enumerate(layout):
+            kind = "kv-group" if role == "head" and len(layout) > 1 and i == 0 else role
+            best = kinds.get(atom, "other")
+            if KINDS.index(kind) < KINDS.index(best):
+                kinds[atom] = kind
+    return kinds
+
+
+def _name(facts: Facts, found: list[Atom]) -> None:
+    """Name atoms by the weight or node that makes their positions; a number tells namesakes apart."""
+    taken: dict[str, int] = {}
+    for atom in found:
+        atom.uses.sort(key=lambda use: (use.node.index, use.input, use.axis))
+    found.sort(key=lambda atom: (atom.uses[0].node.index, atom.uses[0].axis))
+    for i, atom in enumerate(found):
+        use = next((use for use in atom.uses if _makes(facts, use, atom.dim)), atom.uses[0])
+        base = _path(use)
+        taken[base] = taken.get(base, 0) + 1
+        atom.name = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        atom.index = i
+
+
+def _makes(facts: Facts, use: Use, dim: Dim) -> bool:
+    """Whether a matrix puts the atom into what its reader computes (a producer, not a consumer of it)."""
+    matrix = sum(size > 1 for size in facts.graph.weights[use.weight].shape) > 1
+    made = (atom for name in use.node.outputs for axis in facts.layouts.get(name, ()) for atom in atoms(axis))
+    return matrix and any(atom is dim for atom in made)
+
+
+def _path(use: Use) -> str:
+    """The module path where the exporter kept one, else the node's name."""
+    name = use.weight
+    for suffix in (".weight", ".bias", "_weight", "_bias", ".W", ".w"):
+        name = name.removesuffix(suffix)
+    opaque = name.startswith(("val_", "onnx::", "const")) or name.isdigit() or "." not in name and "/" not in name
+    return use.node.label if opaque and use.node.name else name
+
+
+__all__ = ["DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]

@@ -1,0 +1,87 @@
+"""What a model costs as a function of the sizes of its Dims: exact polynomials, no constants fitted.
+
+Parameters and bytes are sums over weights of products of axis sizes; MACs sums over contractions of products of letter
+sizes. Axes that stay dynamic count with the example sizes that the graph was read at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Dim, size_after, touched
+
+Sizes = Mapping[Dim, int]
+_COUNTS = ("int64", "int32", "bool", "undefined")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``params`` and ``macs`` are counts; ``bytes`` is the size of the stored weights."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Term:
+    fixed: float
+    dims: tuple[Dim, ...]
+
+    def __call__(self, sizes: Sizes) -> float:
+        return self.fixed * math.prod(size_after(dim, sizes) for dim in self.dims)
+
+
+class CostModel:
+    """The cost of an analysed model at any sizes of ``free`` (atoms that may be cut; all prunable ones by default).
+
+    Terms that no free atom enters are added up once.
+    """
+
+    def __init__(self, analysis: Analysis, free: list[Dim] | None = None) -> None:
+        atoms = dict.fromkeys(free if free is not None else [atom.dim for atom in analysis.prunable])
+        weights, held = analysis.graph.weights, set()
+        params, stored, macs = [], [], []
+        for name, _, _, layout in analysis.uses:
+            if weights[name].dtype not in _COUNTS and not (name in held and not any(touched(d, atoms) for d in layout)):
+                params.append(_Term(1, layout))
+                stored.append(_Term(_item_bytes(weights[name].dtype), layout))
+            held.add(name)
+        for item in analysis.facts.contractions:
+            macs.append(_Term(item.fixed, item.dims))
+        self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
+
+    def params(self, sizes: Sizes) -> int:
+        """Number of weights, integer index tables not counted."""
+        return round(self._params(sizes))
+
+    def macs(self, sizes: Sizes) -> int:
+        """Multiply-accumulates of all contractions at the example sizes."""
+        return round(self._macs(sizes))
+
+    def __call__(self, sizes: Sizes) -> Cost:
+        return Cost(self.params(sizes), self.macs(sizes), round(self._bytes(sizes)))
+
+
+class _Sum:
+    def __init__(self, terms: list[_Term], free: Mapping[Dim, object]) -> None:
+        self._terms = [term for term in terms if any(touched(dim, free) for dim in term.dims)]
+        kept = set(map(id, self._terms))
+        self._fixed = sum(term({}) for term in terms if id(term) not in kept)
+
+    def __call__(self, sizes: Sizes) -> float:
+        return self._fixed + sum(term(sizes) for term in self._terms)
+
+
+def _item_bytes(dtype: str) -> float:
+    if dtype in ("int4", "uint4", "float4_e2m1fn"):
+        return 0.5
+    try:
+        return float(np.dtype(dtype).itemsize)
+    except TypeError:
+        return 2.0 if dtype == "bfloat16" else 1.0

@@ -1,0 +1,329 @@
+"""Dims: which axes of a model are one and the same dimension, and what a cut leaves of each.
+
+A `Dim` is one dimension of the *model*, wherever it shows up: an atom of n positions, a product of Dims (outermost
+first: reshape, heads, groups) or a sum of Dims (concat, split, slice). `tie` says that two are the same; `freeze` that
+nothing may be removed. From the final expression of an axis one function, `take`, gives the positions that stay.
+
+Layouts that do not reconcile freeze on both sides: a Dim that is whole is always right. A size of None is one that is
+only known when the model runs: such an atom is never cut, but a product may hold one (batch times heads), so that the
+other factors stay free. ``extent`` is the size, or an example of it where it is None.
+
+The forest is a union-find: an atom that was tied to something *links* to it; paths are compressed as they are walked,
+so that the work stays near-linear in the number of ties.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Kind = Literal["atom", "product", "sum"]
+Positions = npt.NDArray[np.int64]
+Chosen = Mapping["Dim", Positions]
+
+
+class Reason(NamedTuple):
+    """Why a Dim is whole, and at which node that was found."""
+
+    why: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why} (node {self.node})" if self.node else self.why
+
+
+class Dim:
+    """An atom, a product or a sum. Compare with ``resolve(a) is resolve(b)``.
+
+    >>> heads, width = Dim(9), Dim(64)
+    >>> print(product(heads, width))
+    (9·64)
+    """
+
+    __slots__ = ("extent", "kind", "link", "parts", "reason", "size")
+
+    def __init__(
+        self, size: int | None, kind: Kind = "atom", parts: tuple[Dim, ...] = (), *, extent: int | None = None
+    ) -> None:
+        self.size = size
+        self.extent = extent if extent is not None else (1 if size is None else size)
+        self.kind: Kind = kind
+        self.parts = parts
+        self.link: Dim | None = None
+        self.reason: Reason | None = Reason("it is empty") if size == 0 else None
+
+    def __repr__(self) -> str:
+        dim = resolve(self)
+        if dim.kind == "atom":
+            return f"{'?' if dim.size is None else dim.size}{'!' if dim.reason else ''}"
+        return "(" + ("·" if dim.kind == "product" else "+").join(map(repr, dim.parts)) + ")"
+
+
+def resolve(dim: Dim) -> Dim:
+    """The representative of ``dim``: an unlinked atom, or an expression whose parts are resolved and flat."""
+    root = dim
+    while root.link is not None:
+        root = root.link
+    while dim.link is not None:
+        dim.link, dim = root, dim.link
+    if root.kind == "atom":
+        return root
+    flat, unit = [], 1 if root.kind == "product" else 0
+    for part in root.parts:
+        part = resolve(part)
+        if part.kind == root.kind:
+            flat += part.parts
+        elif part.size != unit:
+            flat.append(part)
+    if len(flat) == 1:
+        root.link = flat[0]
+        return flat[0]
+    root.parts = tuple(flat)
+    return root
+
+
+def product(*parts: Dim) -> Dim:
+    """The Dim whose positions are all combinations of ``parts``, outermost first (row-major)."""
+    return _expression("product", parts)
+
+
+def sum_(*parts: Dim) -> Dim:
+    """The Dim whose positions are those of ``parts``, one after the other."""
+    return _expression("sum", parts)
+
+
+def _expression(kind: Kind, parts: tuple[Dim, ...]) -> Dim:
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [part.size for part in parts]
+    combine = math.prod if kind == "product" else sum
+    extent = combine(part.extent for part in parts)
+    if None not in sizes:
+        size = combine(size or 0 for size in sizes)
+        if size > 1:
+            return Dim(size, kind, parts)
+        return _opaque(Dim(size), parts, "it has no position to spare")
+    if kind == "product" and 0 not in sizes:
+        return Dim(None, kind, parts, extent=extent)
+    return _opaque(Dim(None, extent=extent), parts, "it is joined to an axis whose size is only known when the model runs")
+
+
+def _opaque(whole: Dim, parts: Iterable[Dim], why: str) -> Dim:
+    """A frozen atom in place of an expression that cannot be followed; the parts freeze with it."""
+    for dim in (whole, *parts):
+        freeze(dim, Reason(why))
+    return whole
+
+
+def atoms(dim: Dim) -> Iterator[Dim]:
+    """Every atom of the expression, outermost first, repeated as often as it occurs."""
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        yield dim
+    else:
+        for part in dim.parts:
+            yield from atoms(part)
+
+
+def freeze(dim: Dim, reason: Reason) -> None:
+    """Nothing is removed from ``dim`` any more; the first reason of each atom is kept for the user."""
+    for atom in atoms(dim):
+        atom.reason = atom.reason or reason
+
+
+def is_frozen(dim: Dim) -> bool:
+    """Whether no atom of ``dim`` can be cut."""
+    return all(atom.reason is not None or atom.size is None for atom in atoms(dim))
+
+
+def tie(a: Dim, b: Dim, node: str = "") -> None:
+    """``a`` and ``b`` are the same dimension. Irreconcilable layouts freeze both, with ``node`` in the reason.
+
+    >>> hidden, heads, width = Dim(576), Dim(9), Dim(64)
+    >>> tie(hidden, product(heads, width))
+    >>> print(hidden)
+    (9·64)
+    """
+    a, b = resolve(a), resolve(b)
+    if a is b:
+        return
+    if a.size != b.size:
+        why = f"{a} and {b} positions meet on one axis"
+        if a.size is None or b.size is None:
+            why = "it meets an axis whose size is only known when the model runs"
+        freeze(a, Reason(why, node))
+        freeze(b, Reason(why, node))
+    elif a.kind == "atom":
+        _become(a, b)
+    elif b.kind == "atom":
+        _become(b, a)
+    elif _settle(a, b):
+        return
+    elif _align(a, b, node):
+        b.link = a
+    else:
+        reason = Reason(f"the layouts {a} and {b} do not reconcile", node)
+        freeze(a, reason)
+        freeze(b, reason)
+
+
+def _become(atom: Dim, other: Dim) -> None:
+    if atom.reason:
+        freeze(other, atom.reason)
+    atom.link = other
+
+
+def _settle(a: Dim, b: Dim) -> bool:
+    """Where one side is whole already, so is the other: there is nothing to align."""
+    for whole, other in ((a, b), (b, a)):
+        if is_frozen(whole):
+            reasons = [atom.reason for atom in atoms(whole) if atom.reason]
+            freeze(other, reasons[0] if reasons else Reason("its size is only known when the model runs"))
+            return True
+    return False
+
+
+def _align(a: Dim, b: Dim, node: str) -> bool:
+    if a.kind == b.kind:
+        return (_align_products if a.kind == "product" else _align_sums)(a, b, node)
+    return _align_mixed(a, b, node) if a.kind == "product" else _align_mixed(b, a, node)
+
+
+def _align_products(a: Dim, b: Dim, node: str) -> bool:
+    """Match radices from the innermost out, splitting a factor n into (n/m · m) where the other side has m."""
+    left, right = list(a.parts), list(b.parts)
+    while left and right:
+        x, y = left.pop(), right.pop()
+        if x.size is None or y.size is None:
+            return _align_unknown([*left, x], [*right, y], node)
+        if x.size < y.size:
+            x, y, left, right = y, x, right, left
+        outer, rest = divmod(_size(x), _size(y))
+        if rest:
+            return False
+        if outer == 1:
+            tie(x, y, node)
+        else:
+            left.append(Dim(outer))
+            tie(x, product(left[-1], y), node)
+    return True
+
+
+def _align_unknown(left: list[Dim], right: list[Dim], node: str) -> bool:
+    """What is left around an unknown size can only be told apart where one side is a single factor."""
+    if len(left) > 1 and len(right) > 1:
+        return False
+    tie(product(*left), product(*right), node)
+    return True
+
+
+def _align_sums(a: Dim, b: Dim, node: str) -> bool:
+    """Match break points from the front, splitting a term where the other side has a break inside it."""
+    left, right = list(a.parts), list(b.parts)
+    while left and right:
+        if _size(left[0]) < _size(right[0]):
+            left, right = right, left
+        if _size(left[0]) > _size(right[0]):
+            pieces = _split(left[0], _size(right[0]))
+            if pieces is None:
+                return False
+            left[:1] = pieces
+        tie(left.pop(0), right.pop(0), node)
+    return True
+
+
+def _align_mixed(prod: Dim, total: Dim, node: str) -> bool:
+    """A product tied to a sum: the outer factor becomes a sum, and each term a product over the same inner factors."""
+    outer, *inner = prod.parts
+    stride = math.prod(map(_size, inner))
+    if any(_size(term) % stride for term in total.parts):
+        return False
+    counts = [Dim(_size(term) // stride) for term in total.parts]
+    tie(outer, sum_(*counts), node)
+    for term, count in zip(total.parts, counts, strict=True):
+        tie(term, product(count, *inner), node)
+    return True
+
+
+def _split(dim: Dim, at: int) -> tuple[Dim, Dim] | None:
+    """``dim`` as two Dims, the first of ``at`` positions; None where the cut falls inside a product's inner factor."""
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        pieces = Dim(at), Dim(_size(dim) - at)
+        for piece in pieces:
+            piece.reason = piece.reason or dim.reason
+        dim.link = sum_(*pieces)
+        return pieces
+    if dim.kind == "product":
+        outer, *inner = dim.parts
+        count, rest = divmod(at, math.prod(map(_size, inner)))
+        halves = None if rest else _split(outer, count)
+        return halves and (product(halves[0], *inner), product(halves[1], *inner))
+    done = 0
+    for i, part in enumerate(dim.parts):
+        if done == at:
+            return sum_(*dim.parts[:i]), sum_(*dim.parts[i:])
+        if done + _size(part) > at:
+            halves = _split(part, at - done)
+            return halves and (sum_(*dim.parts[:i], halves[0]), sum_(halves[1], *dim.parts[i + 1 :]))
+        done += _size(part)
+    return None
+
+
+def _size(dim: Dim) -> int:
+    assert dim.size is not None, "expressions are never built over unknown sizes"
+    return dim.size
+
+
+def size_after(dim: Dim, sizes: Mapping[Dim, int]) -> int:
+    """How many positions ``dim`` has once each atom has ``sizes[atom]`` (its own extent where not named)."""
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        return sizes.get(dim, dim.extent)
+    after = (size_after(part, sizes) for part in dim.parts)
+    return math.prod(after) if dim.kind == "product" else sum(after)
+
+
+def touched(dim: Dim, chosen: Mapping[Dim, object]) -> bool:
+    """Whether any atom of ``dim`` is in ``chosen``."""
+    return any(atom in chosen for atom in atoms(dim))
+
+
+def take(dim: Dim, chosen: Chosen) -> Positions:
+    """The positions of ``dim`` that the positions ``chosen`` of its atoms leave, in the order chosen.
+
+    Kept positions give a cut, permuted positions a permutation: whatever writes weights calls this and nothing else.
+
+    >>> heads, width = Dim(2), Dim(3)
+    >>> take(product(heads, width), {heads: np.array([1])}).tolist()
+    [3, 4, 5]
+    """
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        return chosen[dim] if dim in chosen else np.arange(dim.size or 0)
+    if dim.kind == "product":
+        positions = np.zeros(1, np.int64)
+        for part in dim.parts:
+            positions = (positions[:, None] * _size(part) + take(part, chosen)).reshape(-1)
+        return positions
+    starts = np.cumsum([0, *map(_size, dim.parts)])
+    return np.concatenate([take(part, chosen) + start for part, start in zip(dim.parts, starts, strict=False)])
+
+
+def spread(dim: Dim, values: npt.NDArray[np.float64], into: dict[Dim, npt.NDArray[np.float64]]) -> None:
+    """Add ``values`` (one a position of ``dim``) up over the positions of each atom, into ``into``."""
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        into[dim] = into[dim] + values if dim in into else values
+    elif dim.kind == "product":
+        grid = values.reshape([_size(part) for part in dim.parts])
+        for axis, part in enumerate(dim.parts):
+            spread(part, grid.sum(axis=tuple(i for i in range(grid.ndim) if i != axis)), into)
+    else:
+        breaks = np.cumsum([_size(part) for part in dim.parts])[:-1]
+        for part, piece in zip(dim.parts, np.split(values, breaks), strict=True):
+            spread(part, piece, into)

@@ -1,0 +1,61 @@
+"""Formats: a place each with four verbs, ``read, apply, run, save``, and what proofs need beside them.
+
+Nothing outside a format knows what a file looks like; the rest of the package talks to the `Format` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim
+from graphprune.errors import ReadError
+from graphprune.graph import Array, Graph
+
+Feeds = Mapping[str, Array]
+Runner = Callable[[Feeds], dict[str, Array]]
+Trial = tuple[dict[str, int], dict[str, Array]]
+
+
+class Model(Protocol):
+    """What every format's model has: the format-free view, the bytes of its weights, whether it is too big to copy."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def large(self) -> bool: ...
+
+
+class Format(Protocol):
+    """A module with these functions is a format."""
+
+    def read(self, source: Any) -> Any: ...
+    def apply(self, model: Any, analysis: Analysis, chosen: Chosen) -> Any: ...
+    def save(self, model: Any, path: str | Path, progress: Callable[[float], None] | None = None) -> Path: ...
+    def run(self, model: Any, *, threads: int = 1) -> Runner: ...
+    def trials(self, model: Any, runner: Runner, seed: int = 0, style: int = 0) -> list[Trial]: ...
+    def mask(self, model: Any, analysis: Analysis, chosen: Chosen) -> Any: ...
+    def maskable(self, analysis: Analysis) -> set[Dim]: ...
+    def nudge(self, model: Any, analysis: Analysis, seed: int) -> Any: ...
+    def check(self, model: Any) -> None: ...
+    def check_inputs(self, model: Any, inputs: Mapping[str, Any]) -> dict[str, Array]: ...
+    def latency(self, runners: list[Runner], feeds: Feeds) -> tuple[float, float]: ...
+    def native(self, model: Any) -> Any: ...
+    def disk_bytes(self, path: Path) -> int: ...
+    def same(self, a: Any, b: Any) -> bool: ...
+
+
+def of(source: Any) -> Format:
+    """The format that reads ``source``: a path, or a model already in memory."""
+    module = type(source).__module__.partition(".")[0]
+    if isinstance(source, str | Path) or module == "onnx":
+        return import_module("graphprune.formats.onnx")  # type: ignore[return-value]
+    raise ReadError(
+        f"cannot read a {type(source).__module__}.{type(source).__qualname__}",
+        hint="pass the path of an .onnx file, or an onnx.ModelProto",
+    )

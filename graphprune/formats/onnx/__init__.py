@@ -1,0 +1,16 @@
+"""ONNX files: ``read, apply, run, save``.
+
+The protobuf stays the document. Analysis sees a format-free view of it; a cut edits the few nodes, weights and shapes
+that change and leaves everything else byte for byte as it was, unknown fields included.
+"""
+
+from __future__ import annotations
+
+from graphprune.formats.onnx.model import OnnxModel, native
+from graphprune.formats.onnx.proof import check, mask, maskable, nudge
+from graphprune.formats.onnx.read import read
+from graphprune.formats.onnx.runtime import check_inputs, latency, run, trials
+from graphprune.formats.onnx.surgery import apply
+from graphprune.formats.onnx.write import disk_bytes, same, save
+
+__all__ = ["OnnxModel", "apply", "check", "check_inputs", "disk_bytes", "latency", "mask", "maskable", "native", "nudge", "read", "run", "same", "save", "trials"]

@@ -1,0 +1,117 @@
+"""What proofs need of an ONNX model: a checker, a model with positions zeroed, and one nudged by a rounding error."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim, atoms, take, touched
+from graphprune.errors import VerifyError
+from graphprune.formats.onnx.model import OnnxModel, constant_tensor
+from graphprune.formats.onnx.runtime import first_line
+from graphprune.formats.onnx.shapes import skeleton
+from graphprune.rules.registry import Mask
+
+_FLOATS = ("float16", "float32", "float64", "bfloat16")
+
+
+def check(model: OnnxModel) -> None:
+    """The onnx checker and strict shape inference; VerifyError with their words."""
+    try:
+        if model.large or model.external:
+            with tempfile.TemporaryDirectory() as folder:
+                onnx.checker.check_model(_on_disk(model, Path(folder)))
+        else:
+            onnx.checker.check_model(model.inline())
+        onnx.shape_inference.infer_shapes(skeleton(model), strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise VerifyError(f"the pruned model is not valid ONNX: {first_line(error)}") from error
+
+
+def _on_disk(model: OnnxModel, folder: Path) -> str:
+    """The structure of a model whose weights stay where they are: the checker only wants the data files to exist."""
+    proto = skeleton(model)
+    path = folder / "model.onnx"
+    for tensor in proto.graph.initializer:
+        if not tensor.HasField("raw_data"):
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="model.onnx.data")
+    (folder / "model.onnx.data").touch()
+    path.write_bytes(proto.SerializeToString())
+    return str(path)
+
+
+def maskable(analysis: Analysis) -> set[Dim]:
+    """Atoms for which zeroing can be shown to equal removing: exact, and summed over only where zeros can be put."""
+    able = {atom.dim for atom in analysis.prunable if not atom.inexact}
+    for dim, _ in analysis.facts.inexact:
+        able -= set(atoms(dim))
+    for mask in analysis.facts.masks:
+        if not _puts_zeros(analysis, mask):
+            able -= set(atoms(mask.dim))
+    return able & {atom for mask in analysis.facts.masks for atom in atoms(mask.dim)}
+
+
+def _puts_zeros(analysis: Analysis, mask: Mask) -> bool:
+    value = analysis.graph.values.get(mask.node.inputs[mask.input])
+    return mask.dim.size is not None and value is not None and value.dtype in _FLOATS and value.shape is not None
+
+
+def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
+    """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.inline())
+    position = {id(node): i for i, node in enumerate(analysis.graph.nodes)}
+    real = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
+    extra: dict[str, list[onnx.NodeProto]] = {}
+    for number, wanted in enumerate(analysis.facts.masks):
+        if not touched(wanted.dim, chosen) or not _puts_zeros(analysis, wanted):
+            continue
+        node = real[position[id(wanted.node)]]
+        value = analysis.graph.values[wanted.node.inputs[wanted.input]]
+        zeros = np.zeros(wanted.dim.size or 0)
+        zeros[take(wanted.dim, chosen)] = 1
+        shape = [1] * len(value.shape or ())
+        shape[wanted.axis] = len(zeros)
+        name = f"graphprune/mask_{number}"
+        tensor = onnx.numpy_helper.from_array(zeros.reshape(shape).astype(np.dtype(value.dtype)), name)
+        made = [
+            onnx.helper.make_node("Constant", [], [name], value=tensor),
+            onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
+        ]
+        node.input[wanted.input] = f"{name}/masked"
+        extra.setdefault(node.output[0], []).extend(made)
+    nodes = []
+    for node in proto.graph.node:
+        nodes += extra.get(node.output[0], []) if node.output else []
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(copies)
+    return OnnxModel(proto, model.folder)
+
+
+def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:
+    """Every float32 weight that carries a prunable atom, moved by one unit in the last place, up or down."""
+    random = np.random.default_rng(seed)
+    names = {name for atom in analysis.prunable for name in atom.weights}
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.inline())
+    for tensor in proto.graph.initializer:
+        if tensor.name in names and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(_nudged(tensor, random))
+    for node in proto.graph.node:
+        tensor = constant_tensor(node)
+        if tensor is not None and node.output[0] in names and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(_nudged(tensor, random))
+    return OnnxModel(proto, model.folder)
+
+
+def _nudged(tensor: onnx.TensorProto, random: np.random.Generator) -> onnx.TensorProto:
+    data = onnx.numpy_helper.to_array(tensor)
+    signs = random.integers(0, 2, data.shape, dtype=np.int8).astype(np.float32) * 2 - 1
+    return onnx.numpy_helper.from_array(np.asarray(data * (1 + signs * np.float32(2**-23)), np.float32), tensor.name)

@@ -1,0 +1,191 @@
+"""Running a model in ONNX Runtime: inputs that fit, outputs, time."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from graphprune.errors import UsageError, VerifyError
+from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.shapes import input_shapes, size_pairs, symbols_of
+from graphprune.formats.onnx.tensors import dtype_name
+from graphprune.graph import Array, Graph
+
+Feeds = Mapping[str, Array]
+Trial = tuple[dict[str, int], dict[str, Array]]
+
+
+def session(model: OnnxModel | onnx.ModelProto, *, optimise: bool = True, threads: int = 1) -> Any:
+    """An ONNX Runtime session on the CPU; VerifyError with the runtime's own words where it refuses the model."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    try:
+        if isinstance(model, OnnxModel) and model.large:
+            return _from_folder(model, options)
+        proto = model.inline() if isinstance(model, OnnxModel) else model
+        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own, none of them public
+        raise VerifyError(f"ONNX Runtime does not load the model: {first_line(error)}") from error
+
+
+def _from_folder(model: OnnxModel, options: Any) -> Any:
+    from graphprune.formats.onnx.write import save
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to a readable length."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+class Runner:
+    """A loaded model: call it with feeds, get all outputs by name."""
+
+    def __init__(self, loaded: Any) -> None:
+        self.session = loaded
+        self.names = [output.name for output in loaded.get_outputs()]
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        try:
+            return dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime's own classes again
+            raise VerifyError(f"ONNX Runtime does not run the model: {first_line(error)}") from error
+
+
+def run(model: OnnxModel, *, threads: int = 1) -> Runner:
+    """Load ``model`` into ONNX Runtime; the result is called with feeds."""
+    return Runner(session(model, threads=threads))
+
+
+def make_feeds(graph: Graph, proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
+    """Random inputs: floats normal, integers within the table they index, masks all ones."""
+    random = np.random.default_rng(seed)
+    shapes = input_shapes(proto)
+    feeds: dict[str, Array] = {}
+    for info in proto.graph.input:
+        if info.name not in shapes:
+            continue
+        shape = [size if isinstance(size, int) else sizes[size] for size in shapes[info.name]]
+        dtype = np.dtype(dtype_name(info.type.tensor_type.elem_type))
+        if dtype.kind in "iu":
+            high = 2 if "mask" in info.name.lower() else _bound(graph, info.name)
+            low = 1 if "mask" in info.name.lower() else 0
+            feeds[info.name] = random.integers(low, max(high, low + 1), shape).astype(dtype)
+        elif dtype.kind == "b":
+            feeds[info.name] = np.ones(shape, dtype)
+        else:
+            feeds[info.name] = random.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def _styled(value: Array, amplitude: float, positive: bool) -> Array:
+    if value.dtype.kind != "f":
+        return value
+    return ((value % 1 if positive else value) * amplitude).astype(value.dtype)
+
+
+def _bound(graph: Graph, name: str) -> int:
+    """The number of rows of the smallest table that an integer input indexes, directly or through shape ops."""
+    bound, todo, seen = 0, [name], set()
+    while todo:
+        value = todo.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for node, i in graph.consumers.get(value, ()):
+            if node.op == "gather" and i == 1:
+                rows = (graph.shape(node.inputs[0]) or (0,))[node.attrs.get("axis", 0)]
+                if isinstance(rows, int) and rows:
+                    bound = min(bound, rows) if bound else rows
+            elif node.op in ("cast", "identity", "reshape", "unsqueeze", "squeeze", "slice") and i == 0:
+                todo += node.outputs
+    return bound or 2
+
+
+STYLES = ((1, 32, False), (1, 128, False), (3, 128, False), (1, 128, True))
+"""Amplitude of floating-point inputs, smallest unit of the sizes tried, and whether they run from 0 to 1."""
+
+
+def trials(
+    model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0
+) -> list[Trial]:
+    """Two feeds at different dynamic sizes that the model runs on (one where nothing is dynamic, or no two work)."""
+    return find_trials(model, model.graph, runner, seed, style)
+
+
+def find_trials(
+    model: OnnxModel, graph: Graph, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0
+) -> list[Trial]:
+    """As `trials`, with a ``graph`` whose shapes may still have holes."""
+    symbols, first = symbols_of(input_shapes(model.proto))
+    working: list[Trial] = []
+    failure = ""
+    amplitude, unit, positive = STYLES[style]
+    for pair in size_pairs(symbols, first, unit):
+        found: list[Trial] = []
+        for sizes in pair:
+            feeds = make_feeds(graph, model.proto, sizes, seed)
+            feeds = {k: _styled(v, amplitude, positive) for k, v in feeds.items()}
+            try:
+                runner(feeds)
+            except VerifyError as error:
+                failure = error.what
+                break
+            found.append((sizes, feeds))
+            if not symbols:
+                return found
+        working = max(working, found, key=len)
+        if len(working) == 2 or not symbols:
+            break
+    if not working:
+        raise VerifyError(
+            f"the model runs at none of the input sizes tried: {failure}",
+            hint="give inputs that it runs on, with --calib inputs.npz",
+        )
+    return working
+
+
+def check_inputs(model: OnnxModel, inputs: Mapping[str, Any]) -> dict[str, Array]:
+    """``inputs`` as the model takes them; UsageError where one is missing, unknown, or of another rank."""
+    declared = {info.name: info for info in model.proto.graph.input}
+    shapes = input_shapes(model.proto)
+    if set(inputs) != set(shapes):
+        raise UsageError(f"the inputs given are {sorted(inputs)}", hint=f"the model takes {sorted(shapes)}")
+    feeds = {}
+    for name, value in inputs.items():
+        array = np.asarray(value)
+        fits = len(array.shape) == len(shapes[name]) and all(
+            isinstance(want, str) or want == size for want, size in zip(shapes[name], array.shape, strict=True)
+        )
+        if not fits:
+            raise UsageError(f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}")
+        feeds[name] = array.astype(np.dtype(dtype_name(declared[name].type.tensor_type.elem_type)))
+    return feeds
+
+
+def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> tuple[float, ...]:
+    """Median seconds of each runner, measured alternately so that noise hits all alike, within a time budget."""
+    times: list[list[float]] = [[] for _ in runners]
+    stop = time.perf_counter() + seconds
+    while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
+        for spent, runner in zip(times, runners, strict=True):
+            start = time.perf_counter()
+            runner(feeds)
+            spent.append(time.perf_counter() - start)
+    return tuple(float(np.median(spent[1:])) for spent in times)

@@ -1,0 +1,328 @@
+"""Applying a choice of positions to an ONNX model: the one place that writes.
+
+`take` gives the positions of every axis; slots give the numbers that are sizes. Nodes that must change go through
+onnx-graphsurgeon, only those: a full round trip through it loses metadata, doc strings and value infos, and what is
+never touched cannot be lost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim, size_after, take, touched
+from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights
+from graphprune.graph import Array, Node
+from graphprune.rules.registry import Slot
+from graphprune.signature import Layout
+
+G_LOGGER.severity = G_LOGGER.ERROR
+
+
+def apply(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
+    """A new model with the positions ``chosen`` of each atom (fewer: a cut; reordered: a permutation)."""
+    surgeon = _Surgeon(model, analysis, chosen)
+    surgeon.weights()
+    surgeon.numbers()
+    surgeon.shapes()
+    return surgeon.finish()
+
+
+class _Surgeon:
+    """One operation on one model: collects edits by node, then writes them in one pass."""
+
+    def __init__(self, model: OnnxModel, analysis: Analysis, chosen: Chosen) -> None:
+        self.source = model
+        self.analysis = analysis
+        self.chosen = chosen
+        self.sizes = {dim: len(index) for dim, index in chosen.items()}
+        self.edits: dict[str, Edit] = {}
+        self.constants: dict[str, Array] = {}
+        self.rewired: dict[int, dict[int, Array]] = defaultdict(dict)
+        self.attrs: dict[int, dict[str, object]] = defaultdict(dict)
+        self.overwrites: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
+        self.restores: dict[int, dict[int, int]] = {}
+        self.values: dict[str, Array] = {}
+
+    # Weights.
+
+    def weights(self) -> None:
+        """Positions of every stored tensor; vectors that several nodes read part ways where their cuts differ."""
+        for name, node, i, layout in self.analysis.uses:
+            if not any(touched(dim, self.chosen) for dim in layout):
+                continue
+            positions = self._positions(layout)
+            if node is None:
+                self._edit(name, positions)
+            else:
+                data = self._array(name)
+                for axis, index in enumerate(positions):
+                    data = data if index is None else data.take(index, axis)
+                self.rewired[node.index][i] = data
+
+    def _positions(self, layout: Layout) -> tuple[Array | None, ...]:
+        return tuple(take(dim, self.chosen) if touched(dim, self.chosen) else None for dim in layout)
+
+    def _array(self, name: str) -> Array:
+        if name not in self.values:
+            self.values[name] = self.analysis.graph.weights[name].load()
+        return self.values[name]
+
+    def _edit(self, name: str, positions: tuple[Array | None, ...]) -> None:
+        if name in self._initialisers:
+            self.edits[name] = Edit(self._initialisers[name], self.source.folder, positions)
+        else:
+            data = self.analysis.graph.weights[name].load()
+            for axis, index in enumerate(positions):
+                data = data if index is None else data.take(index, axis)
+            self.constants[name] = data
+
+    @property
+    def _initialisers(self) -> dict[str, onnx.TensorProto]:
+        if not hasattr(self, "_found"):
+            self._found = {t.name: t for t in self.source.proto.graph.initializer}
+        return self._found
+
+    # Numbers that are sizes.
+
+    def _changed(self, dim: Dim) -> bool:
+        return touched(dim, self.sizes) and size_after(dim, self.sizes) != dim.extent
+
+    def _new_size(self, dim: Dim) -> int:
+        """The number to write: -1 (follows by itself) where part of the size is only known when the model runs."""
+        return -1 if dim.size is None else size_after(dim, self.sizes)
+
+    def numbers(self) -> None:
+        """Slots whose Dim changed size, grouped by where they live."""
+        places: dict[tuple[int, str | int], list[Slot]] = defaultdict(list)
+        for slot in self.analysis.facts.slots:
+            places[slot.node.index, slot.place].append(slot)
+        for slots in places.values():
+            due = [slot for slot in slots if self._changed(slot.watch)]
+            if due:
+                self._write_slots(slots, due)
+        for pin in self.analysis.facts.pins:
+            if self._changed(pin.watch):
+                self.attrs[pin.node.index][pin.attr] = pin.value
+
+    def _write_slots(self, slots: list[Slot], due: list[Slot]) -> None:
+        node, place = due[0].node, due[0].place
+        new = {slot.index: self._new_size(slot.dim) for slot in due}
+        if isinstance(place, str):
+            old = node.attrs.get(place)
+            if isinstance(old, int):
+                self.attrs[node.index][place] = new[0]
+            else:
+                whole = old or [size_after(slot.dim, self.sizes) for slot in slots]
+                self.attrs[node.index][place] = [_keep_minus_one(int(v), new.get(i), place) for i, v in enumerate(whole)]
+        elif place >= len(node.inputs) or not node.inputs[place]:
+            self.rewired[node.index][place] = np.array([size_after(slot.dim, self.sizes) for slot in slots], np.int64)
+            self.attrs[node.index]["num_outputs"] = None
+        elif node.inputs[place] in self.analysis.graph.weights:
+            data = np.array(self._array(node.inputs[place]))
+            flat = data.reshape(-1)
+            for i, value in new.items():
+                flat[i] = _keep_minus_one(int(flat[i]), value, "shape" if node.op == "reshape" else "")
+            if not np.array_equal(data, self._array(node.inputs[place])):
+                self.rewired[node.index][place] = data
+        else:
+            self.overwrites[node.index][place] = new
+
+    def shapes(self) -> None:
+        """Shape nodes that would now read a smaller size go on reading the old one: what hangs on it is patched."""
+        for node, dims in self.analysis.facts.shapes:
+            old = {i: dim.size or 0 for i, dim in enumerate(dims) if self._changed(dim)}
+            if old and self._reads(node, old):
+                self.restores[node.index] = old
+
+    def _reads(self, node: Node, entries: Iterable[int]) -> bool:
+        """Whether anybody looks at one of ``entries`` of a Shape node's result."""
+        graph = self.analysis.graph
+        for reader, i in graph.consumers.get(node.outputs[0], ()):
+            index = reader.inputs[1] if reader.op == "gather" and i == 0 else ""
+            if index not in graph.weights:
+                return True
+            rank = len(graph.shape(node.inputs[0]) or ())
+            if {int(v) % max(1, rank) for v in np.reshape(self._array(index), -1)} & set(entries):
+                return True
+        return node.outputs[0] in graph.outputs
+
+    # Writing.
+
+    def finish(self) -> OnnxModel:
+        """The edited copy."""
+        proto = copy_without_weights(self.source.proto)
+        self._settle_constants()
+        for tensor in self.source.proto.graph.initializer:
+            proto.graph.initializer.append(self._initialiser(tensor))
+        constants = self.analysis.graph.weights
+        inside = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in constants)]
+        due = sorted({*self.rewired, *self.attrs, *self.overwrites, *self.restores})
+        replaced = dict(zip(due, self._operate(proto, inside, due), strict=True)) if due else {}
+        nodes: list[onnx.NodeProto] = []
+        index = 0
+        for node in proto.graph.node:
+            if node.op_type == "Constant" and node.output[0] in constants:
+                nodes.append(self._constant_node(node))
+                continue
+            nodes += replaced.get(index, [node])
+            index += 1
+        nodes = [_copy(node) for node in nodes]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        self._value_infos(proto)
+        edits = {**self.source.edits, **self.edits}
+        made = OnnxModel(proto, self.source.folder, None, edits)
+        if not self.source.external:
+            made = OnnxModel(made.inline(), self.source.folder)
+        return made
+
+    def _settle_constants(self) -> None:
+        """A constant that one node alone reads is edited where it stands; a shared one is copied for its reader."""
+        graph = self.analysis.graph
+        for index, inputs in self.rewired.items():
+            node = graph.nodes[index]
+            for i in list(inputs):
+                name = node.inputs[i] if i < len(node.inputs) else ""
+                alone = len(graph.consumers.get(name, ())) == 1 and name not in graph.outputs and name not in self._outer
+                if name in graph.weights and alone:
+                    data = inputs.pop(i)
+                    if name in self._initialisers:
+                        tensor = self._initialisers[name]
+                        self.edits[name] = Edit(tensor, self.source.folder, (None,) * data.ndim, data)
+                    else:
+                        self.constants[name] = data
+        for index in [index for index, inputs in self.rewired.items() if not inputs]:
+            del self.rewired[index]
+
+    @property
+    def _outer(self) -> set[str]:
+        return {name for node in self.analysis.graph.nodes for name in node.outer}
+
+    def _initialiser(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
+        edit = self.edits.get(tensor.name)
+        if edit is None:
+            return tensor
+        sizes = tensor.dims if edit.values is None else edit.values.shape
+        bare = tensors.without_data(tensor)
+        del bare.dims[:]
+        bare.dims.extend(
+            size if index is None else len(index) for size, index in zip(sizes, edit.positions, strict=True)
+        )
+        return bare
+
+    def _constant_node(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        data = self.constants.get(node.output[0])
+        if data is None:
+            return node
+        tensor = constant_tensor(node)
+        changed = _copy(node)
+        del changed.attribute[:]
+        like = tensor if tensor is not None else onnx.numpy_helper.from_array(data)
+        changed.attribute.append(onnx.helper.make_attribute("value", tensors.from_array(data, like)))
+        return changed
+
+    def _operate(
+        self, proto: onnx.ModelProto, nodes: list[onnx.NodeProto], due: list[int]
+    ) -> list[list[onnx.NodeProto]]:
+        """The nodes ``due`` through onnx-graphsurgeon, each with the constants and overwrites it needs before it."""
+        graph = onnx.GraphProto(name="operation", node=[nodes[i] for i in due])
+        mini = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+        table = gs.import_onnx(mini)
+        patients = list(table.nodes)
+        before, after = [], []
+        for index, patient in zip(due, patients, strict=True):
+            helpers: list[gs.Node] = []
+            for name, value in self.attrs.get(index, {}).items():
+                if value is None:
+                    patient.attrs.pop(name, None)
+                else:
+                    patient.attrs[name] = value
+            for i, data in self.rewired.get(index, {}).items():
+                _set_input(patient, i, _constant(helpers, f"{patient.outputs[0].name}/input_{i}", data))
+            for i, new in self.overwrites.get(index, {}).items():
+                helpers += _overwrite(patient, i, new, self.analysis.graph.shape(patient.inputs[i].name) or (0,))
+            before.append(helpers)
+            after.append(_restore(patient, self.restores[index], self.analysis) if index in self.restores else [])
+        table.nodes = [n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])]
+        made = iter(gs.export_onnx(table, do_type_check=False).graph.node)
+        groups = []
+        for index, ahead, behind in zip(due, before, after, strict=True):
+            group = [next(made) for _ in range(len(ahead) + 1 + len(behind))]
+            keep = group[len(ahead)]
+            original = nodes[index]
+            keep.doc_string = original.doc_string
+            keep.metadata_props.extend(original.metadata_props)
+            groups.append(group)
+        return groups
+
+    def _value_infos(self, proto: onnx.ModelProto) -> None:
+        for info in (*proto.graph.value_info, *proto.graph.input):
+            layout = self.analysis.facts.layouts.get(info.name)
+            if layout is None or not info.type.HasField("tensor_type"):
+                continue
+            for dim, size in zip(layout, info.type.tensor_type.shape.dim, strict=False):
+                if size.HasField("dim_value") and self._changed(dim):
+                    size.dim_value = size_after(dim, self.sizes)
+
+
+def _keep_minus_one(old: int, new: int | None, place: str) -> int:
+    """A reshape target of -1 follows by itself."""
+    return old if new is None or (place == "shape" and old == -1) else new
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _constant(helpers: list[gs.Node], name: str, data: Array) -> gs.Variable:
+    """A Constant node rather than an initialiser: files of old IR versions list every initialiser as an input."""
+    output = gs.Variable(name)
+    helpers.append(gs.Node("Constant", name, {"value": gs.Constant(name, np.ascontiguousarray(data))}, [], [output]))
+    return output
+
+
+def _set_input(node: gs.Node, i: int, value: gs.Variable) -> None:
+    while len(node.inputs) <= i:
+        node.inputs.append(gs.Variable.empty())
+    node.inputs[i] = value
+
+
+def _overwrite(node: gs.Node, i: int, new: dict[int, int], shape: tuple[int | str, ...]) -> list[gs.Node]:
+    """Entries of a computed shape replaced by constants; the other entries go on being computed."""
+    target = node.inputs[i]
+    helpers: list[gs.Node] = []
+    output = gs.Variable(f"{node.outputs[0].name}/shape_{i}")
+    helpers += _pick(helpers, output.name, target, new, int(shape[0]), output)
+    node.inputs[i] = output
+    return helpers
+
+
+def _pick(
+    helpers: list[gs.Node], name: str, value: gs.Variable, new: dict[int, int], length: int, output: gs.Variable
+) -> list[gs.Node]:
+    mask, numbers = np.zeros(length, bool), np.zeros(length, np.int64)
+    for entry, size in new.items():
+        mask[entry], numbers[entry] = True, size
+    made: list[gs.Node] = []
+    inputs = [_constant(made, f"{name}/mask", mask), _constant(made, f"{name}/sizes", numbers), value]
+    made.append(gs.Node("Where", f"{name}/where", {}, inputs, [output]))
+    return made
+
+
+def _restore(node: gs.Node, old: dict[int, int], analysis: Analysis) -> list[gs.Node]:
+    """A Shape node's result with the old sizes put back."""
+    seen = node.outputs[0]
+    length = (analysis.graph.shape(seen.name) or (0,))[0]
+    raw = gs.Variable(f"{seen.name}/after")
+    node.outputs[0] = raw
+    return _pick([], f"{seen.name}/before", raw, old, int(length), seen)

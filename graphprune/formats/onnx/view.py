@@ -1,0 +1,162 @@
+"""The format-free Graph of an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphprune.errors import VerifyError
+from graphprune.formats.onnx import shapes as shapes_
+from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.model import OnnxModel, constant_tensor
+from graphprune.formats.onnx.names import STANDARD, rule_name
+from graphprune.graph import Array, Graph, Node, Shape, Value, Weight
+
+_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
+
+
+def view(model: OnnxModel) -> Graph:
+    """Nodes, values and weights of the main graph; shapes by inference, then by probing."""
+    proto = model.proto
+    known, dtypes = shapes_.static_shapes(shapes_.skeleton(model))
+    weights = _weights(model)
+    for name, weight in weights.items():
+        known[name], dtypes[name] = weight.shape, weight.dtype
+    graph = _graph(proto, weights, known, dtypes, {})
+    if any(shapes_.is_open(known.get(name)) for name in shapes_.produced(proto)):
+        example = _probe(model, graph, known)
+    else:
+        symbols, first = shapes_.symbols_of(shapes_.input_shapes(proto))
+        example = next(shapes_.size_pairs(symbols, first))[0]
+    return _graph(proto, weights, known, dtypes, example)
+
+
+def _graph(
+    proto: onnx.ModelProto,
+    weights: dict[str, Weight],
+    known: dict[str, Shape],
+    dtypes: dict[str, str],
+    example: dict[str, int],
+) -> Graph:
+    functions = {(f.domain, f.name) for f in proto.functions}
+    nodes = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in weights)]
+    made = tuple(_node(i, node, functions) for i, node in enumerate(nodes))
+    values = {name: Value(name, known.get(name), dtypes.get(name, "undefined")) for name in {*known, *dtypes}}
+    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD), default=1)
+    outside = [info.name for info in proto.graph.input if info.name not in weights]
+    outside += [sparse.values.name for sparse in proto.graph.sparse_initializer]
+    return Graph(made, values, weights, tuple(outside), tuple(o.name for o in proto.graph.output), example, opset)
+
+
+def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> Node:
+    op = rule_name(node.op_type, node.domain)
+    if (node.domain, node.op_type) in functions:
+        op = f"function {op}"
+    outer: list[str] = []
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            outer += _captured(body)
+    attrs = {a.name: _attribute(a) for a in node.attribute}
+    if op == "cast":
+        attrs["integer"] = attrs.get("to") in _INTEGERS
+    return Node(index, op, node.name, tuple(node.input), tuple(node.output), attrs, node.op_type, tuple(dict.fromkeys(outer)))
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value) if value.data_location != onnx.TensorProto.EXTERNAL else None
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def _captured(body: onnx.GraphProto) -> list[str]:
+    """Names that a body reads from outside itself."""
+    inside = {t.name for t in body.initializer} | {i.name for i in body.input}
+    names = []
+    for node in body.node:
+        names += [name for name in node.input if name and name not in inside]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names += [name for name in _captured(inner) if name not in inside]
+        inside |= set(node.output)
+    return names + [o.name for o in body.output if o.name not in inside]
+
+
+def _weights(model: OnnxModel) -> dict[str, Weight]:
+    found: dict[str, Weight] = {}
+    for tensor in model.proto.graph.initializer:
+        if tensors.is_external(tensor) and tensor.name not in model.edits:
+            tensors.check_external(tensor, model.folder)
+        found[tensor.name] = Weight(
+            tensor.name, tuple(tensor.dims), tensors.dtype_name(tensor.data_type), partial(_load, model, tensor)
+        )
+    for node in model.proto.graph.node:
+        if node.op_type == "Constant" and node.domain in STANDARD and node.output:
+            value = _constant(node)
+            if value is not None:
+                found[node.output[0]] = value
+    return found
+
+
+def _load(model: OnnxModel, tensor: onnx.TensorProto) -> Array:
+    edit = model.edits.get(tensor.name)
+    return edit.array() if edit is not None else tensors.to_array(tensor, model.folder)
+
+
+def _constant(node: onnx.NodeProto) -> Weight | None:
+    tensor = constant_tensor(node)
+    name = node.output[0]
+    if tensor is not None:
+        dtype = tensors.dtype_name(tensor.data_type)
+        return Weight(name, tuple(tensor.dims), dtype, partial(tensors.to_array, tensor, None))
+    for attribute in node.attribute:
+        if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in attribute.name else np.int64
+            array = np.asarray(onnx.helper.get_attribute_value(attribute), kind)
+            return Weight(name, array.shape, str(array.dtype), lambda: array)
+    return None
+
+
+def _probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> dict[str, int]:
+    """Fill ``known`` from two runs; returns the sizes of the first run."""
+    from graphprune.formats.onnx import runtime
+
+    symbols, first = shapes_.symbols_of(shapes_.input_shapes(model.proto))
+    fallback = next(shapes_.size_pairs(symbols, first))[0]
+    names = [name for name in shapes_.produced(model.proto) if shapes_.is_open(known.get(name))]
+    if model.large or (model.external and model.folder is None):
+        return fallback
+    try:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model.inline())
+        loaded = runtime.session(shapes_.with_shape_outputs(copy, _tensors_only(copy, names)), optimise=False)
+        runner = runtime.Runner(loaded)
+        trials = runtime.find_trials(model, graph, runner)
+    except VerifyError:
+        return fallback
+    if symbols and len(trials) < 2:
+        return fallback
+    seen = [runner(feeds) for _, feeds in trials]
+    pairs = {tuple(sizes[s] for sizes, _ in trials): s for s in reversed(symbols)} if len(trials) == 2 else {}
+    for name in names:
+        key = f"{name}/graphprune_shape"
+        if key in seen[0]:
+            a, b = (tuple(int(v) for v in run[key]) for run in (seen[0], seen[-1]))
+            if len(a) == len(b):
+                known[name] = shapes_.merge(known.get(name), (a, b), pairs)  # type: ignore[arg-type]
+    return trials[0][0]
+
+
+def _tensors_only(proto: onnx.ModelProto, names: list[str]) -> list[str]:
+    """Values that are no sequences or optionals, of which there is no shape."""
+    other = {i.name for i in proto.graph.value_info if not i.type.HasField("tensor_type") and i.type.WhichOneof("value")}
+    made = {name for node in proto.graph.node if "Sequence" in node.op_type for name in node.output}
+    keep = {"SequenceAt", "SequenceLength", "ConcatFromSequence"}
+    plain = {name for node in proto.graph.node if node.op_type in keep for name in node.output}
+    return [name for name in names if name not in other and (name not in made or name in plain)]

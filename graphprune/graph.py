@@ -1,0 +1,110 @@
+"""The Graph: a thin, format-free, read-only view of a model, made by a format and read by everything after it.
+
+Nodes carry normalised op names (``conv``, ``matmul``), so that a rule written once serves every format. Weights are
+loaded one at a time, when asked for. Nothing here knows onnx or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Shape = tuple[int | str, ...]
+"""Sizes of a value's axes; a str names a size that is only known when the model runs (equal names, equal sizes)."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the model: activation, input or weight. ``shape`` is None where not even the rank is known."""
+
+    name: str
+    shape: Shape | None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant of the model; ``load()`` reads it (and nothing keeps it)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Array] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation. ``inputs`` holds "" where an optional input is absent; ``outer`` names what its bodies capture."""
+
+    index: int
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(repr=False)
+    kind: str = ""
+    outer: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How messages name the node."""
+        return self.name or (self.outputs[0] if self.outputs else self.kind)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in execution order, values and weights by name, and the names of inputs and outputs.
+
+    ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic.
+    """
+
+    nodes: tuple[Node, ...]
+    values: Mapping[str, Value]
+    weights: Mapping[str, Weight]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    example: Mapping[str, int] = field(default_factory=dict)
+    opset: int = 0
+
+    @cached_property
+    def producers(self) -> dict[str, Node]:
+        """The node that makes each value."""
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[tuple[Node, int]]]:
+        """For each value, the nodes that read it and at which input."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for i, name in enumerate(node.inputs):
+                found.setdefault(name, []).append((node, i))
+        return found
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of the value ``name``, None where unknown."""
+        value = self.values.get(name)
+        return value.shape if value else None
+
+    def extent(self, size: int | str) -> int:
+        """A concrete size: the size itself, or the example size of a symbol."""
+        return size if isinstance(size, int) else self.example.get(size, 1)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"inputs {', '.join(self.inputs)}"
+        for node in self.nodes:
+            yield f"{', '.join(filter(None, node.outputs))} = {node.op}({', '.join(node.inputs)})"
+        yield f"outputs {', '.join(self.outputs)}"

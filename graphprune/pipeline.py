@@ -1,0 +1,206 @@
+"""The stages on one screen: read -> analyse -> score -> allocate -> plan -> apply -> verify -> report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune import formats
+from graphprune.analysis import Analysis, analyse
+from graphprune.budget import Request, allocate, candidates
+from graphprune.cost import CostModel
+from graphprune.dims import Chosen
+from graphprune.errors import UsageError
+from graphprune.explain import describe, explain
+from graphprune.plan import Plan, make_plan
+from graphprune.report import Report, dim_rows
+from graphprune.scores import score_atoms
+from graphprune.verify import Check, Proof, require, structure
+
+VERIFY = ("full", "structure", "none")
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class Loaded:
+    """A model that was read and analysed, ready to be planned for, cut and looked at."""
+
+    format: formats.Format
+    model: Any
+    analysis: Analysis
+
+    def dims(self) -> list[dict[str, Any]]:
+        """One record a Dim: name, kind, size, prunable, exact, reason, worth in parameters and MACs, weights."""
+        return describe(self.analysis)
+
+    def explain(self, name: str) -> str:
+        """How the weights of the Dim ``name`` came to be coupled, or what froze it."""
+        return explain(self.analysis, name)
+
+    def plan(self, request: Request, score: str = "l2", *, seed: int = 0, progress: Progress | None = None) -> Plan:
+        """Score, allocate, and write down which positions stay. Nothing is changed."""
+        wanted = candidates(self.analysis, request)
+        scores = score_atoms(self.analysis, wanted, score, seed=seed, progress=_stage(progress, f"scoring by {score}"))
+        chosen = allocate(self.analysis, wanted, scores, request) if wanted else {}
+        return make_plan(self.analysis, chosen, score, _asked(request, seed))
+
+    def apply(
+        self,
+        plan: Plan,
+        *,
+        verify: str = "full",
+        inputs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        latency: bool = True,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Cut as ``plan`` says and prove it; VerifyError, and no result, where a check fails.
+
+        ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run twice) or
+        "none". ``inputs`` (arrays by input name) replace random ones in the proof and the drift.
+        """
+        if verify not in VERIFY:
+            raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
+        chosen = plan.chosen(self.analysis)
+        pruned = self.format.apply(self.model, self.analysis, chosen)
+        report = self._report(plan, chosen)
+        if verify == "full" and self.model.large:
+            verify = "structure"
+            report.notes.append("too large to run beside its own copy: verified by structure only")
+        if verify == "full":
+            self._prove(report, pruned, chosen, inputs, seed, latency, _stage(progress, "verifying"))
+        elif verify == "structure":
+            report.checks.append(structure(self.format, pruned))
+        require(report.checks)
+        return Result(self.format, pruned, plan, report)
+
+    def _report(self, plan: Plan, chosen: Chosen) -> Report:
+        cost = CostModel(self.analysis, list(chosen))
+        after = cost({dim: len(index) for dim, index in chosen.items()})
+        cut, frozen = dim_rows(self.analysis, chosen)
+        report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=self.analysis.graph.example)
+        if not chosen:
+            report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
+        return report
+
+    def _prove(
+        self,
+        report: Report,
+        pruned: Any,
+        chosen: Chosen,
+        inputs: Mapping[str, Any] | None,
+        seed: int,
+        latency: bool,
+        progress: Callable[[float], None],
+    ) -> None:
+        given = [({}, self.format.check_inputs(self.model, inputs))] if inputs is not None else []
+        proof = Proof(self.format, self.model, self.analysis, given, seed=seed)
+        if not chosen:
+            report.checks.append(proof.runs(pruned))
+            return
+        for done, check in enumerate((proof.permutation, lambda: proof.zero_equals_cut(chosen), lambda: proof.runs(pruned))):
+            report.checks.append(check())
+            progress((done + 1) / 4)
+        if report.checks[-1].passed:
+            after = self.format.run(pruned)
+            report.drift = _drift(proof, after)
+            if latency:
+                report.latency = self.format.latency([proof.runner, after], proof.trials[0][1])
+                report.sizes = proof.trials[0][0] or report.sizes
+        progress(1.0)
+
+
+@dataclass
+class Result:
+    """A pruned model with its plan and report. ``model`` is the native object (an onnx.ModelProto for ONNX)."""
+
+    format: formats.Format
+    pruned: Any
+    plan: Plan
+    report: Report
+
+    @property
+    def model(self) -> Any:
+        """The pruned model itself."""
+        return self.format.native(self.pruned)
+
+    def save(self, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
+        """Write the pruned model to ``path`` (beside it first, then renamed)."""
+        return self.format.save(self.pruned, path, progress)
+
+
+def load(source: Any) -> Loaded:
+    """Read and analyse ``source`` (a path or an onnx.ModelProto).
+
+    >>> import graphprune
+    >>> model = graphprune.load("models/digits.onnx")
+    >>> sum(dim["prunable"] for dim in model.dims())
+    4
+    """
+    format = formats.of(source)
+    model = format.read(source)
+    return Loaded(format, model, analyse(model.graph))
+
+
+def prune(
+    source: Any,
+    *,
+    keep: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    score: str = "l2",
+    multiple: int = 8,
+    floor: float = 0.1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    verify: str = "full",
+    inputs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    latency: bool = True,
+    progress: Progress | None = None,
+) -> Result:
+    """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
+
+    >>> import graphprune
+    >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
+    >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
+    (True, True)
+    """
+    request = Request(keep, params, macs, multiple, floor, tuple(include), tuple(exclude), tuple(allow))
+    loaded = load(source)
+    plan = loaded.plan(request, score, seed=seed, progress=progress)
+    return loaded.apply(plan, verify=verify, inputs=inputs, seed=seed, latency=latency, progress=progress)
+
+
+def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:
+    """The permutation proof on one model: are its Dims coupled as the analysis says?"""
+    loaded = load(source)
+    given = [({}, loaded.format.check_inputs(loaded.model, inputs))] if inputs is not None else []
+    proof = Proof(loaded.format, loaded.model, loaded.analysis, given, seed=seed)
+    return [proof.permutation(), proof.runs(loaded.model)]
+
+
+def _drift(proof: Proof, runner: formats.Runner) -> float:
+    """Norm of the change of the floating-point outputs over the norm of the outputs."""
+    change = norm = 0.0
+    for dense, (_, feeds) in zip(proof.dense, proof.trials, strict=True):
+        after = runner(feeds)
+        for name, value in dense.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                x = value.astype(np.float64)
+                change += float(np.square(x - after[name]).sum())
+                norm += float(np.square(x).sum())
+    return float(np.sqrt(change / norm)) if norm else 0.0
+
+
+def _asked(request: Request, seed: int) -> dict[str, Any]:
+    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(request).items() if v is not None}, "seed": seed}
+
+
+def _stage(progress: Progress | None, name: str) -> Callable[[float], None]:
+    return (lambda done: progress(name, done)) if progress else (lambda done: None)

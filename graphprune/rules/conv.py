@@ -1,0 +1,97 @@
+"""Convolution, pooling and what else works on (batch, channel, space)."""
+
+from __future__ import annotations
+
+import math
+
+from graphprune.dims import Dim
+from graphprune.rules.registry import CHANNEL, Op, rule
+
+rule(
+    "conv",
+    text="b (g i) *x, (g o) i *k, (g o) -> b (g o) *y",
+    sizes={"g": "group"},
+    macs="b g o i k y",
+    o=CHANNEL,
+    g=CHANNEL,
+)
+rule(
+    "conv_transpose",
+    text="b (g i) *x, (g i) o *k, (g o) -> b (g o) *y",
+    sizes={"g": "group"},
+    macs="b g o i k x",
+    o=CHANNEL,
+    g=CHANNEL,
+)
+rule("conv_integer", text="b i *x, o i *k, , -> b o *y", macs="b o i k y", masked="no", o=CHANNEL)
+rule("causal_conv_with_state", text="b c *x, c 1 *k, c, b c * -> b c *, b c *", macs="b c k x", c=CHANNEL)
+rule("average_pool", "lp_pool", text="b c * -> b c *")
+rule("global_average_pool", "global_max_pool", "global_lp_pool", text="b c * -> b c *")
+rule("grid_sample", text="b c *, b * _ -> b c *")
+rule("roi_align", text="_ c *, n _, n -> n c *")
+rule("max_roi_pool", text="_ c *, n _ -> n c *")
+
+
+@rule("max_pool")
+def max_pool(op: Op) -> None:
+    """"b c * -> b c *"; frozen where the positions of the maxima are asked for"""
+    if len(op.outs) > 1 and op.outs[1] is not None:
+        op.freeze_all("the indices that MaxPool returns count over all channels")
+    else:
+        op.axes("b c * -> b c *")
+
+
+@rule("deform_conv")
+def deform_conv(op: Op) -> None:
+    """"b (g i) *x, (g o) i *k, b _ *, (g o), b _ * -> b (g o) *y"; frozen with several offset groups"""
+    if op.attr("offset_group", 1) != 1:
+        op.freeze_all("several offset groups share its channels")
+        return
+    text = "b (g i) *x, (g o) i *k, b _ *, (g o), b _ * -> b (g o) *y"
+    letters = op.axes(text, sizes={"g": "group"}, macs="b g o i k y")
+    for letter in "go":
+        if letter in letters:
+            op.role(letters[letter], CHANNEL)
+
+
+@rule("depth_to_space")
+def depth_to_space(op: Op) -> None:
+    """"b (r c) * -> b c *" (DCR) or "b (c r) * -> b c *" (CRD), r the block squared"""
+    block = op.attr("blocksize", 1) ** 2
+    op.axes("b (r c) * -> b c *" if op.attr("mode", "DCR") == "DCR" else "b (c r) * -> b c *", sizes={"r": block})
+    _freeze_block(op, op.x[1], block, op.attr("mode", "DCR") == "DCR")
+
+
+@rule("space_to_depth")
+def space_to_depth(op: Op) -> None:
+    """"b c * -> b (r c) *", r the block squared"""
+    block = op.attr("blocksize", 1) ** 2
+    op.axes("b c * -> b (r c) *", sizes={"r": block})
+    _freeze_block(op, op.y[1], block, True)
+
+
+@rule("col2im")
+def col2im(op: Op) -> None:
+    """"b (c r) _ -> b c *", r the elements of the block"""
+    block = op.param("block_shape", 2)
+    if block is None:
+        op.freeze_all("its block shape is only known when the model runs")
+        return
+    for i in (1, 2):
+        for dim in op.ins[i] or ():
+            op.freeze(dim, "it counts the axes of the image")
+    op.ins = op.ins[:1]
+    op.axes("b (c r) _ -> b c *", sizes={"r": math.prod(block)})
+    _freeze_block(op, op.x[1], math.prod(block), False)
+
+
+def _freeze_block(op: Op, axis: Dim, block: int, outermost: bool) -> None:
+    """The positions inside a block are places in the image: they stay."""
+    from graphprune.dims import product
+
+    if axis.size is None or axis.size % block:
+        op.freeze_all("its channels are not a multiple of the block")
+        return
+    inside, channels = Dim(block), Dim(axis.size // block)
+    op.freeze(inside, "its positions are places in the image")
+    op.tie(axis, product(inside, channels) if outermost else product(channels, inside))

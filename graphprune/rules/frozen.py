@@ -1,0 +1,32 @@
+"""Ops that are frozen on purpose: every axis they touch stays whole, for the reason given here."""
+
+from __future__ import annotations
+
+from graphprune.rules.registry import frozen
+
+frozen("its body is a graph of its own, which is not entered", "if", "loop", "scan", "sequence_map")
+frozen(
+    "sequences and optional values have no axes to follow",
+    *"concat_from_sequence optional optional_get_element optional_has_element sequence_at sequence_construct".split(),
+    *"sequence_empty sequence_erase sequence_insert sequence_length split_to_sequence".split(),
+)
+frozen("the size of its result depends on the data", "compress", "non_max_suppression", "non_zero", "unique")
+frozen("it draws random numbers, a different number for a different size", "bernoulli", "multinomial")
+frozen(
+    "it draws random numbers, a different number for a different size",
+    *"random_normal random_normal_like random_uniform random_uniform_like".split(),
+)
+frozen("its result counts positions", "range", "size", "eye_like", "max_unpool")
+frozen("its axis is a signal or a spectrum: the order of positions counts", "dft", "stft", "mel_weight_matrix")
+frozen("a window function: the order of positions counts", "blackman_window", "hamming_window", "hann_window")
+frozen("its axes are coordinates", "affine_grid", "det", "image_decoder")
+frozen(
+    "it works on text",
+    *"regex_full_match string_concat string_normalizer string_split tf_idf_vectorizer".split(),
+)
+frozen("a training loss over classes", "negative_log_likelihood_loss", "softmax_cross_entropy_loss")
+frozen("it may change the width of an element, and with it the last axis", "bit_cast")
+frozen("its recurrent state couples key and value widths in one matrix", "linear_attention")
+frozen("its value is made when the model is read", "constant")
+frozen("one scale serves the whole integer result, which a cut would change", "q_linear_conv", "q_linear_mat_mul")
+frozen("its zero point enters every sum", "mat_mul_integer")

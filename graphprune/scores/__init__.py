@@ -1,0 +1,8 @@
+"""Scores: how much each position of a Dim matters. Registered by name; the command line and the docs read the registry."""
+
+from __future__ import annotations
+
+from graphprune.scores.registry import SCORES, Score, Scores, score_atoms
+from graphprune.scores import weight  # noqa: F401  isort: skip
+
+__all__ = ["SCORES", "Score", "Scores", "score_atoms"]

@@ -1,0 +1,109 @@
+"""Scores that look at weights alone.
+
+As in SPA (arXiv 2403.18955) the importance of a position is summed over all weights its Dim lives in, each weight
+normalised to a mean of one first, so that a large tensor does not drown a small one. Weights are read one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+
+import numpy as np
+
+from graphprune.analysis import Analysis, Atom
+from graphprune.dims import Dim, atoms, spread
+from graphprune.graph import Array
+from graphprune.scores.registry import Floats, Progress, score
+from graphprune.signature import Layout
+
+_BLOCK = 1 << 24
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@score("l1")
+def l1(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+    """Sum of absolute weights (Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710)."""
+    return over_weights(analysis, wanted, np.abs, lambda total: total, progress)
+
+
+@score("l2")
+def l2(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+    """Euclidean norm of the weights (He et al., "Soft Filter Pruning", arXiv 1808.06866)."""
+    return over_weights(analysis, wanted, np.square, np.sqrt, progress)
+
+
+@score("random")
+def random(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+    """Uniform random numbers: the baseline that every other score must beat."""
+    generator = np.random.default_rng(seed)
+    return {atom.dim: generator.random(atom.size) + 0.5 for atom in wanted}
+
+
+@score("bn-scale")
+def bn_scale(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+    """Absolute batch-norm scale (Liu et al., "Network Slimming", arXiv 1708.06519).
+
+    Dims that pass through no batch norm (or whose batch norm the exporter folded away) are scored by l2.
+    """
+    scales = {node.inputs[1] for node in analysis.graph.nodes if node.op == "batch_norm"}
+    found = over_weights(analysis, wanted, np.abs, lambda total: total, progress, only=scales)
+    missing = [atom for atom in wanted if not found[atom.dim].any()]
+    return {**found, **l2(analysis, missing, seed, progress)} if missing else found
+
+
+def over_weights(
+    analysis: Analysis,
+    wanted: list[Atom],
+    element: Callable[[Array], Array],
+    finish: Callable[[Floats], Floats],
+    progress: Progress,
+    only: set[str] | None = None,
+) -> dict[Dim, Floats]:
+    """Sum ``element`` of each weight over everything but an atom's positions, ``finish`` it, normalise it, add it up."""
+    total = {atom.dim: np.zeros(atom.size) for atom in wanted}
+    groups = [(name, list(uses)) for name, uses in groupby(analysis.uses, key=lambda use: use[0])]
+    for done, (name, uses) in enumerate(groups):
+        weight = analysis.graph.weights[name]
+        layouts = [layout for _, _, _, layout in uses if any(a in total for dim in layout for a in atoms(dim))]
+        if layouts and weight.dtype in _FLOATS and (only is None or name in only):
+            data = weight.load()
+            for layout in layouts:
+                _add(data, layout, total, element, finish)
+        progress((done + 1) / len(groups))
+    return total
+
+
+def _add(
+    data: Array,
+    layout: Layout,
+    total: dict[Dim, Floats],
+    element: Callable[[Array], Array],
+    finish: Callable[[Floats], Floats],
+) -> None:
+    axes = [axis for axis, dim in enumerate(layout) if any(a in total for a in atoms(dim))]
+    found: dict[Dim, Floats] = {}
+    for axis, sums in zip(axes, axis_sums(data, axes, element), strict=True):
+        spread(layout[axis], sums, found)
+    for dim, sums in found.items():
+        if dim in total:
+            values = finish(sums)
+            mean = values.mean()
+            total[dim] += values / mean if mean > 0 else values
+
+
+def axis_sums(data: Array, axes: list[int], element: Callable[[Array], Array]) -> list[Floats]:
+    """For each of ``axes`` the sum of ``element(data)`` over all other axes, a block of rows at a time."""
+    sums = [np.zeros(data.shape[axis]) for axis in axes]
+    if not data.size:
+        return sums
+    rows = max(1, _BLOCK // max(1, data[0].size if data.ndim else 1))
+    for start in range(0, data.shape[0], rows):
+        block = element(data[start : start + rows].astype(np.float32, copy=False))
+        for total, axis in zip(sums, axes, strict=True):
+            part = block.sum(axis=tuple(i for i in range(block.ndim) if i != axis), dtype=np.float64)
+            if axis == 0:
+                total[start : start + rows] += part
+            else:
+                total += part
+    return sums

@@ -1,0 +1,217 @@
+"""Proof that a cut is the surgery that was asked for. Three checks, none of which knows an architecture.
+
+1. *permutation*: every prunable atom is permuted at random in every weight; the outputs must not change. A Dim is coupled
+   rightly exactly when it is a permutation symmetry of the model.
+2. *zero equals cut*: with zeros at the removed positions wherever they are summed over, the model at full size computes
+   what the cut model computes.
+3. *loads and runs*: checker, strict shape inference, and a run with the declared inputs at two dynamic sizes.
+
+Errors are relative to the largest output. The limit is 1e-4 or ten times the model's own rounding noise (its outputs'
+change when every weight moves by one unit in the last place), whichever is larger. Where that noise is large, other
+inputs are tried and those with the least noise are kept; a model that drowns every proof in noise fails, with a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim, Positions
+from graphprune.errors import VerifyError
+from graphprune.formats import Format, Runner, Trial
+from graphprune.graph import Array
+
+TOLERANCE = 1e-4
+NOISE_FACTOR = 10
+NOISE_LIMIT = 1e-3
+STYLES = 4
+FADED = 1e-2
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check: ``error`` against ``limit`` (both relative), and what was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+    error: float | None = None
+    limit: float | None = None
+
+    def __str__(self) -> str:
+        figures = "" if self.error is None else f" (error {self.error:.1e}, limit {self.limit:.1e})"
+        return f"{'passed' if self.passed else 'FAILED'} {self.name}: {self.detail}{figures}"
+
+
+def difference(a: dict[str, Array], b: dict[str, Array]) -> float:
+    """The largest relative difference over all outputs; for integers and booleans the share of entries that differ."""
+    return max((_relative(a[name], b[name]) for name in a), default=0.0)
+
+
+def _relative(a: Any, b: Any) -> float:
+    if not isinstance(a, np.ndarray) or a.shape != np.shape(b):
+        return 0.0 if not isinstance(a, np.ndarray) and a == b else float("inf")
+    if a.size == 0:
+        return 0.0
+    if a.dtype.kind not in "fV":
+        return float(np.mean(a != b))
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    unlike = np.isfinite(x) != np.isfinite(y)
+    finite = np.isfinite(x) & np.isfinite(y)
+    if unlike.any() or not finite.any():
+        return float("inf")
+    scale = np.abs(x[finite]).max(initial=0)
+    return float(np.abs(x[finite] - y[finite]).max(initial=0) / scale) if scale else 0.0
+
+
+class Proof:
+    """The checks on one model; the dense model is loaded and run once for all of them.
+
+    ``feeds`` are inputs of the user's to use instead of random ones.
+    """
+
+    def __init__(
+        self, format: Format, model: Any, analysis: Analysis, feeds: Sequence[Trial] = (), *, seed: int = 0
+    ) -> None:
+        self.format = format
+        self.model = model
+        self.analysis = analysis
+        self.seed = seed
+        self.runner = format.run(model)
+        self.trials: list[Trial] = list(feeds) or format.trials(model, self.runner, seed)
+        self.given = bool(feeds)
+        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self._noise: float | None = None
+        self._faded = False
+
+    @property
+    def sizes(self) -> str:
+        """The dynamic sizes run at, for messages."""
+        shown = [", ".join(f"{name}={size}" for name, size in sizes.items()) for sizes, _ in self.trials]
+        return " and ".join(filter(None, shown)) or "its fixed size"
+
+    def noise(self) -> float:
+        """How much the outputs move when every weight moves by one unit in the last place.
+
+        Where that is much, livelier inputs are looked for: other sizes, other amplitudes; the steadiest are kept.
+        """
+        if self._noise is None:
+            nudged = self.format.run(self.format.nudge(self.model, self.analysis, self.seed))
+            self._noise = self._against(nudged)
+            for style in range(1, STYLES):
+                if self._noise * NOISE_FACTOR <= TOLERANCE or self.given:
+                    break
+                before = self.trials, self.dense
+                self._look(style)
+                noise = self._against(nudged)
+                if 0 < noise < self._noise:
+                    self._noise = noise
+                else:
+                    self.trials, self.dense = before
+        return self._noise
+
+    def _look(self, style: int) -> None:
+        self.trials = self.format.trials(self.model, self.runner, self.seed, style)
+        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+
+    def _against(self, runner: Runner, reference: Runner | None = None) -> float:
+        """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials."""
+        worst = 0.0
+        for outputs, (_, inputs) in zip(self.dense, self.trials, strict=True):
+            worst = max(worst, difference(reference(inputs) if reference else outputs, runner(inputs)))
+        return worst
+
+    def _judge(self, name: str, detail: str, runner: Runner, reference: Runner | None = None) -> Check:
+        error, limit = self._against(runner, reference), TOLERANCE
+        if error > limit:
+            noise = self.noise()
+            error = self._against(runner, reference)
+            limit = max(limit, NOISE_FACTOR * min(noise, NOISE_LIMIT))
+            if noise > NOISE_LIMIT:
+                detail += f"; rounding alone moves the outputs by {noise:.0e}, which proves little: give real inputs"
+        return Check(name, error <= limit, detail, error, limit)
+
+    def permutation(self, dims: Sequence[Dim] | None = None) -> Check:
+        """Permute every prunable atom (or ``dims``) at once; outputs must stay."""
+        random = np.random.default_rng(self.seed)
+        chosen = {dim: random.permutation(dim.size or 0) for dim in dims or [a.dim for a in self.analysis.prunable]}
+        permuted = self.format.run(self.format.apply(self.model, self.analysis, chosen))
+        return self._judge("permutation", f"{len(chosen)} dims permuted, run at {self.sizes}", permuted)
+
+    def zero_equals_cut(self, chosen: Chosen) -> Check:
+        """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""
+        able = self.format.maskable(self.analysis)
+        exact = {dim: index for dim, index in chosen.items() if dim in able}
+        if not exact:
+            return Check("zero equals cut", True, f"none of the {len(chosen)} cut dims is exact; nothing to compare")
+        detail = f"{len(exact)} of {len(chosen)} cut dims are exact and were compared"
+        check = self._zero_equals_cut(exact, detail)
+        if self._faded:
+            detail += ", one position of each: the outputs of the whole cut fade to nothing"
+            check = self._zero_equals_cut({dim: _all_but_one(dim, index) for dim, index in exact.items()}, detail)
+        return check
+
+    def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
+        cut = self.format.run(self.format.apply(self.model, self.analysis, exact))
+        zeroed = self.format.run(self.format.mask(self.model, self.analysis, exact))
+        check = self._judge("zero equals cut", detail, cut, zeroed)
+        largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
+        self._faded = largest[1] < FADED * largest[0]
+        return check
+
+    def runs(self, pruned: Any) -> Check:
+        """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes."""
+        try:
+            self.format.check(pruned)
+            runner = self.format.run(pruned)
+            for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
+                found = runner(inputs)
+                for name, value in expected.items():
+                    if np.shape(value) != np.shape(found.get(name)):
+                        raise VerifyError(f"output {name!r} is {np.shape(found.get(name))}, was {np.shape(value)}")
+        except VerifyError as error:
+            return Check("loads and runs", False, error.what)
+        return Check("loads and runs", True, f"valid, run at {self.sizes}")
+
+    def lively(self) -> Check:
+        """Outputs that are constant would prove nothing."""
+        flat = [name for name, value in self.dense[0].items() if isinstance(value, np.ndarray) and not _varies(value)]
+        detail = "outputs vary" if not flat else f"the outputs {', '.join(flat)} are constant on the inputs tried"
+        return Check("outputs vary", True, detail)
+
+
+def _largest(value: Array) -> float:
+    return float(np.abs(value.astype(np.float64)).max(initial=0)) if value.dtype.kind == "f" else 1.0
+
+
+def _all_but_one(dim: Dim, kept: Positions) -> Positions:
+    everything = np.arange(dim.size or 0)
+    removed = np.setdiff1d(everything, kept)[:1]
+    return np.setdiff1d(everything, removed)
+
+
+def _varies(value: Array) -> bool:
+    return value.dtype.kind not in "f" or value.size < 2 or bool(np.ptp(value.astype(np.float64)) > 0)
+
+
+def structure(format: Format, pruned: Any) -> Check:
+    """The third check without a run, for models too large to load beside everything else."""
+    try:
+        format.check(pruned)
+    except VerifyError as error:
+        return Check("structure", False, error.what)
+    return Check("structure", True, "checker and strict shape inference passed; not run")
+
+
+def require(checks: Iterable[Check]) -> None:
+    """VerifyError unless all passed."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise VerifyError(
+            "; ".join(str(check) for check in failed),
+            hint="nothing was written; please report the model, or leave out the dims concerned with --exclude",
+        )

