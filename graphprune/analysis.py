@@ -140,6 +140,7 @@ def _freeze_unwritable(facts: Facts) -> None:
 def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
     ins = [_operand(node, i, facts, shared) if name else None for i, name in enumerate(node.inputs)]
     outs = [_layout(name, facts) if name else None for name in node.outputs]
+    unread = [not layout and name not in facts.graph.consumers for name, layout in zip(node.outputs, outs, strict=True)]
     op = Op(node, ins, outs, facts, known)
     for name in node.outer:
         for dim in _layout(name, facts) or ():
@@ -147,7 +148,9 @@ def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
     if node.op not in RULES:
         why = FROZEN.get(node.op)
         op.freeze_all(f"{node.kind} is frozen: {why}" if why else f"there is no rule for {node.kind}")
-    elif any(name and layout is None for name, layout in zip((*node.inputs, *node.outputs), (*ins, *outs), strict=True)):
+    elif any(name and layout is None for name, layout in zip(node.inputs, ins, strict=True)) or any(
+        name and layout is None and not idle for name, layout, idle in zip(node.outputs, outs, unread, strict=True)
+    ):
         op.freeze_all(f"the shape of an operand of {node.kind} is not known")
     else:
         _state(op)
@@ -280,7 +283,7 @@ def _path(use: Use) -> str:
     name = use.weight
     for suffix in (".weight", ".bias", "_weight", "_bias", ".W", ".w"):
         name = name.removesuffix(suffix)
-    opaque = name.startswith(("val_", "onnx::", "const")) or name.isdigit() or "." not in name and "/" not in name
+    opaque = name.startswith(("val_", "onnx::", "const")) or not ("." in use.weight or "/" in use.weight)
     return use.node.label if opaque and use.node.name else name
 
 

@@ -95,7 +95,7 @@ def _range(node: Node, args: list[Floats | None]) -> Floats:
     return np.arange(start, stop, step, dtype=np.float64)
 
 
-def _binary(function: Callable[[Any, Any], Any], integer: bool = False) -> Callable[..., Floats]:
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Floats]:
     def run(node: Node, args: list[Floats | None]) -> Floats:
         a, b = (np.asarray(v, np.float64) for v in args)
         with np.errstate(all="ignore"):
@@ -177,9 +177,17 @@ class Values:
         if node is None:
             return None
         try:
-            return np.asarray(_EVALUATE[node.op](node, [self._done[i] for i in node.inputs]), np.float64)
+            result = np.asarray(_EVALUATE[node.op](node, [self._done[i] for i in node.inputs]), np.float64)
         except (ValueError, TypeError, IndexError, KeyError):
             return None
+        return self._as_stored(name, result)
+
+    def _as_stored(self, name: str, result: Floats) -> Floats | None:
+        """Rounded as the runtime rounds it: integers towards zero, floats to their own width."""
+        dtype = self._graph.values[name].dtype
+        if dtype.startswith(("int", "uint", "bool")):
+            return np.trunc(result)
+        return result.astype(dtype).astype(np.float64) if dtype.startswith("float") else None
 
 
 __all__ = ["Values"]

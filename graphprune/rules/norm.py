@@ -5,7 +5,11 @@ from __future__ import annotations
 from graphprune.dims import Dim, product
 from graphprune.rules.registry import HIDDEN, Op, rule
 
-rule("dynamic_quantize_linear", text="... -> ..., , ")
+@rule("dynamic_quantize_linear")
+def dynamic_quantize_linear(op: Op) -> None:
+    """"... -> ..., , ": one scale for all, inexact over every axis"""
+    op.tie_same(op.x, op.y)
+    _computed_over(op, op.x, hidden=False)
 
 
 @rule("batch_norm")
@@ -13,6 +17,8 @@ def batch_norm(op: Op) -> None:
     """"b c *, c, c, c, c -> b c *"; frozen in training mode"""
     if op.attr("training_mode", 0):
         op.freeze_all("BatchNormalization is in training mode: export the model in evaluation mode")
+    elif not op.attr("spatial", 1):
+        op.freeze_all("BatchNormalization has statistics for every place (spatial=0)")
     else:
         op.axes("b c *, c, c, c, c -> b c *")
 

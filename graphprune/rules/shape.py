@@ -21,8 +21,14 @@ def reshape(op: Op) -> None:
     """axes regrouped in row-major order: a factor, a product, or both cut to common factors"""
     _parameters(op, 1)
     _regroup(op, op.x, op.y)
-    for i, dim in enumerate(op.y):
-        op.slot(op.place("shape", 1, 5), i, dim)
+    target = op.known(1)
+    entries = [float("nan")] * len(op.y) if target is None or target.size != len(op.y) else list(target.reshape(-1))
+    for i, (dim, entry) in enumerate(zip(op.y, entries, strict=True)):
+        op.slot(1, i, dim)
+        if entry == 0 and not op.attr("allowzero", 0):
+            op.slot(1, i, dim, watch=op.x[i])
+        if dim.size is None and entry != -1 and -1 in entries:
+            op.freeze(dim, "its size cannot be written: the target leaves another size open")
 
 
 def _regroup(op: Op, a: Layout, b: Layout) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import VerifyError
+from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel, constant_tensor
 from graphprune.formats.onnx.runtime import first_line
 from graphprune.formats.onnx.shapes import skeleton
@@ -22,27 +20,10 @@ _FLOATS = ("float16", "float32", "float64", "bfloat16")
 def check(model: OnnxModel) -> None:
     """The onnx checker and strict shape inference; VerifyError with their words."""
     try:
-        if model.large or model.external:
-            with tempfile.TemporaryDirectory() as folder:
-                onnx.checker.check_model(_on_disk(model, Path(folder)))
-        else:
-            onnx.checker.check_model(model.inline())
+        check_structure(model)
         onnx.shape_inference.infer_shapes(skeleton(model), strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise VerifyError(f"the pruned model is not valid ONNX: {first_line(error)}") from error
-
-
-def _on_disk(model: OnnxModel, folder: Path) -> str:
-    """The structure of a model whose weights stay where they are: the checker only wants the data files to exist."""
-    proto = skeleton(model)
-    path = folder / "model.onnx"
-    for tensor in proto.graph.initializer:
-        if not tensor.HasField("raw_data"):
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="model.onnx.data")
-    (folder / "model.onnx.data").touch()
-    path.write_bytes(proto.SerializeToString())
-    return str(path)
 
 
 def maskable(analysis: Analysis) -> set[Dim]:

@@ -8,9 +8,13 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from graphprune.errors import ReadError
-from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.check import check_data, check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
+
+
+OLDEST_OPSET = 7
+"""ONNX Runtime's own limit too."""
 
 
 def read(source: str | Path | onnx.ModelProto) -> OnnxModel:
@@ -54,22 +58,19 @@ def _check(model: OnnxModel) -> None:
                 f"the model uses opset {opset.version}; the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}",
                 hint="upgrade the onnx package, or export with an older opset",
             )
+        if opset.domain in STANDARD and opset.version < OLDEST_OPSET:
+            raise ReadError(
+                f"the model uses opset {opset.version}, in which ops broadcast by other rules than since opset {OLDEST_OPSET}",
+                hint=f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET}) or export it again",
+            )
     if not any(opset.domain in STANDARD for opset in model.proto.opset_import):
         raise ReadError("the model does not say which opset it uses", hint="export it again: opset_import is required")
-    for tensor in model.proto.graph.initializer:
-        if tensors.is_external(tensor):
-            tensors.check_external(tensor, model.folder)
+    check_data(model)
     try:
-        _checker(model)
+        check_structure(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         raise ReadError(
             f"the model is not valid ONNX: {lines[0] if lines else error}", hint="export it again; onnx.checker says the same"
         ) from error
 
-
-def _checker(model: OnnxModel) -> None:
-    if model.path is not None:
-        onnx.checker.check_model(str(model.path))
-    else:
-        onnx.checker.check_model(model.proto)

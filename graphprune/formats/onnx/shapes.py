@@ -82,7 +82,7 @@ def size_pairs(
     others = [s for s in symbols if s not in first_axes]
     for unit in dict.fromkeys((first_unit, 32, 8, 1, 7, 16, 64, 160, 224, 512)):
         for spread in (1, 0):
-            for batch in ((2, 3), (1, 2)):
+            for batch in ((1, 2), (2, 3)):
                 runs = []
                 for run in (0, 1):
                     sizes = {s: batch[run] for s in first_axes}

@@ -50,6 +50,8 @@ class _Surgeon:
         self.overwrites: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
         self.restores: dict[int, dict[int, int]] = {}
         self.values: dict[str, Array] = {}
+        self._taken = {name for node in model.proto.graph.node for name in (node.name, *node.output)}
+        self._taken |= {item.name for item in (*model.proto.graph.initializer, *model.proto.graph.input)}
 
     # Weights.
 
@@ -246,11 +248,11 @@ class _Surgeon:
                 else:
                     patient.attrs[name] = value
             for i, data in self.rewired.get(index, {}).items():
-                _set_input(patient, i, _constant(helpers, f"{patient.outputs[0].name}/input_{i}", data))
+                _set_input(patient, i, self._constant(helpers, f"{patient.outputs[0].name}/input_{i}", data))
             for i, new in self.overwrites.get(index, {}).items():
-                helpers += _overwrite(patient, i, new, self.analysis.graph.shape(patient.inputs[i].name) or (0,))
+                self._overwrite(helpers, patient, i, new)
             before.append(helpers)
-            after.append(_restore(patient, self.restores[index], self.analysis) if index in self.restores else [])
+            after.append(self._restore(patient, self.restores[index]) if index in self.restores else [])
         table.nodes = [n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])]
         made = iter(gs.export_onnx(table, do_type_check=False).graph.node)
         groups = []
@@ -262,6 +264,48 @@ class _Surgeon:
             keep.metadata_props.extend(original.metadata_props)
             groups.append(group)
         return groups
+
+    # Small nodes put in. Names are new ones, also where the file was cut before.
+
+    def _name(self, wish: str) -> str:
+        while wish in self._taken:
+            wish += "_"
+        self._taken.add(wish)
+        return wish
+
+    def _constant(self, helpers: list[gs.Node], name: str, data: Array) -> gs.Variable:
+        """A Constant node, not an initialiser: files of old IR versions list every initialiser as an input."""
+        output = gs.Variable(self._name(name))
+        value = gs.Constant(output.name, np.ascontiguousarray(data))
+        helpers.append(gs.Node("Constant", output.name, {"value": value}, [], [output]))
+        return output
+
+    def _pick(
+        self, helpers: list[gs.Node], name: str, value: gs.Variable, new: dict[int, int], output: gs.Variable, length: int
+    ) -> None:
+        """``output`` is ``value`` with the entries ``new`` replaced; the other entries go on being computed."""
+        mask, numbers = np.zeros(length, bool), np.zeros(length, np.int64)
+        for entry, size in new.items():
+            mask[entry], numbers[entry] = True, size
+        inputs = [self._constant(helpers, f"{name}/mask", mask), self._constant(helpers, f"{name}/sizes", numbers), value]
+        helpers.append(gs.Node("Where", self._name(f"{name}/where"), {}, inputs, [output]))
+
+    def _overwrite(self, helpers: list[gs.Node], node: gs.Node, i: int, new: dict[int, int]) -> None:
+        """Input ``i``, a computed shape, with some entries replaced."""
+        target = node.inputs[i]
+        output = gs.Variable(self._name(f"{node.outputs[0].name}/shape_{i}"))
+        self._pick(helpers, output.name, target, new, output, self._length(target.name))
+        node.inputs[i] = output
+
+    def _restore(self, node: gs.Node, old: dict[int, int]) -> list[gs.Node]:
+        """A Shape node's result with the old sizes put back."""
+        seen, helpers = node.outputs[0], []  # type: gs.Variable, list[gs.Node]
+        node.outputs[0] = gs.Variable(self._name(f"{seen.name}/after"))
+        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, self._length(seen.name))
+        return helpers
+
+    def _length(self, name: str) -> int:
+        return int((self.analysis.graph.shape(name) or (0,))[0])
 
     def _value_infos(self, proto: onnx.ModelProto) -> None:
         for info in (*proto.graph.value_info, *proto.graph.input):
@@ -284,45 +328,7 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _constant(helpers: list[gs.Node], name: str, data: Array) -> gs.Variable:
-    """A Constant node rather than an initialiser: files of old IR versions list every initialiser as an input."""
-    output = gs.Variable(name)
-    helpers.append(gs.Node("Constant", name, {"value": gs.Constant(name, np.ascontiguousarray(data))}, [], [output]))
-    return output
-
-
 def _set_input(node: gs.Node, i: int, value: gs.Variable) -> None:
     while len(node.inputs) <= i:
         node.inputs.append(gs.Variable.empty())
     node.inputs[i] = value
-
-
-def _overwrite(node: gs.Node, i: int, new: dict[int, int], shape: tuple[int | str, ...]) -> list[gs.Node]:
-    """Entries of a computed shape replaced by constants; the other entries go on being computed."""
-    target = node.inputs[i]
-    helpers: list[gs.Node] = []
-    output = gs.Variable(f"{node.outputs[0].name}/shape_{i}")
-    helpers += _pick(helpers, output.name, target, new, int(shape[0]), output)
-    node.inputs[i] = output
-    return helpers
-
-
-def _pick(
-    helpers: list[gs.Node], name: str, value: gs.Variable, new: dict[int, int], length: int, output: gs.Variable
-) -> list[gs.Node]:
-    mask, numbers = np.zeros(length, bool), np.zeros(length, np.int64)
-    for entry, size in new.items():
-        mask[entry], numbers[entry] = True, size
-    made: list[gs.Node] = []
-    inputs = [_constant(made, f"{name}/mask", mask), _constant(made, f"{name}/sizes", numbers), value]
-    made.append(gs.Node("Where", f"{name}/where", {}, inputs, [output]))
-    return made
-
-
-def _restore(node: gs.Node, old: dict[int, int], analysis: Analysis) -> list[gs.Node]:
-    """A Shape node's result with the old sizes put back."""
-    seen = node.outputs[0]
-    length = (analysis.graph.shape(seen.name) or (0,))[0]
-    raw = gs.Variable(f"{seen.name}/after")
-    node.outputs[0] = raw
-    return _pick([], f"{seen.name}/before", raw, old, int(length), seen)

@@ -27,7 +27,7 @@ def view(model: OnnxModel) -> Graph:
     for name, weight in weights.items():
         known[name], dtypes[name] = weight.shape, weight.dtype
     graph = _graph(proto, weights, known, dtypes, {})
-    if any(shapes_.is_open(known.get(name)) for name in shapes_.produced(proto)):
+    if _open_values(model, graph, known):
         example = _probe(model, graph, known)
     else:
         symbols, first = shapes_.symbols_of(shapes_.input_shapes(proto))
@@ -129,7 +129,7 @@ def _probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> dict[str,
 
     symbols, first = shapes_.symbols_of(shapes_.input_shapes(model.proto))
     fallback = next(shapes_.size_pairs(symbols, first))[0]
-    names = [name for name in shapes_.produced(model.proto) if shapes_.is_open(known.get(name))]
+    names = _open_values(model, graph, known)
     if model.large or (model.external and model.folder is None):
         return fallback
     try:
@@ -151,6 +151,12 @@ def _probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> dict[str,
             if len(a) == len(b):
                 known[name] = shapes_.merge(known.get(name), (a, b), pairs)  # type: ignore[arg-type]
     return trials[0][0]
+
+
+def _open_values(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> list[str]:
+    """Values that somebody reads and whose shape has holes."""
+    read = {*graph.consumers, *graph.outputs}
+    return [name for name in shapes_.produced(model.proto) if name in read and shapes_.is_open(known.get(name))]
 
 
 def _tensors_only(proto: onnx.ModelProto, names: list[str]) -> list[str]:

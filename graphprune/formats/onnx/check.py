@@ -1,0 +1,49 @@
+"""The onnx checker on a model of any size: it sees the structure and the small tensors, and never copies a large one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+
+from graphprune.errors import ReadError
+from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
+
+_SMALL = 1 << 16
+_DATA = "weights.data"
+
+
+def check_structure(model: OnnxModel) -> None:
+    """onnx.checker.ValidationError (or ValueError) where the graph is not valid ONNX.
+
+    Large tensors are shown to the checker as lying in an external file, which is all it wants to know of them.
+    """
+    proto = copy_without_weights(model.proto)
+    for tensor in model.proto.graph.initializer:
+        if tensors.nbytes(tensor) <= _SMALL:
+            proto.graph.initializer.append(model.tensor(tensor))
+        else:
+            entry = tensors.without_data(tensor)
+            entry.data_location = onnx.TensorProto.EXTERNAL
+            entry.external_data.add(key="location", value=_DATA)
+            proto.graph.initializer.append(entry)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / _DATA).touch()
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        onnx.checker.check_model(str(path))
+
+
+def check_data(model: OnnxModel) -> None:
+    """ReadError where a tensor does not hold as many bytes as its sizes say."""
+    for tensor in model.proto.graph.initializer:
+        if tensors.is_external(tensor):
+            tensors.check_external(tensor, model.folder)
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != tensors.nbytes(tensor):
+            raise ReadError(
+                f"weight {tensor.name!r} holds {len(tensor.raw_data)} bytes, its sizes {list(tensor.dims)} ask for "
+                f"{tensors.nbytes(tensor)}",
+                hint="the file is damaged: copy or export it again",
+            )

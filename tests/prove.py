@@ -1,0 +1,151 @@
+"""The property that everything is held to, and what of it a table entry can say in one line.
+
+`Subject` is a model with its analysis and its proof. Where ONNX Runtime has no kernel for the whole model as it stands,
+onnx's reference implementation runs it instead, before the cut and after it alike.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from graphprune.analysis import Analysis, Atom, analyse
+from graphprune.dims import Dim, Positions, atoms, is_frozen, resolve, take
+from graphprune.errors import VerifyError
+from graphprune.formats import onnx as format_
+from graphprune.formats.onnx import OnnxModel
+from graphprune.graph import Array, Node
+from graphprune.signature import Layout
+from graphprune.verify import Check, Proof, difference
+
+
+class Reference:
+    """The ONNX format with onnx's reference implementation in place of ONNX Runtime."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(format_, name)
+
+    @staticmethod
+    def run(model: OnnxModel, *, threads: int = 1) -> Any:
+        """As `graphprune.formats.onnx.run`."""
+        del threads
+        evaluator = ReferenceEvaluator(model.inline())
+
+        def runner(feeds: dict[str, Array]) -> dict[str, Array]:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return dict(zip(evaluator.output_names, evaluator.run(None, feeds), strict=True))
+            except Exception as error:  # whatever an implementation in numpy may raise on shapes that do not fit
+                raise VerifyError(f"the reference does not run the model: {error!r}") from error
+
+        return runner
+
+
+def engine(model: OnnxModel) -> ModuleType | Reference:
+    """ONNX Runtime where it runs ``model``, else the reference."""
+    try:
+        format_.trials(model, format_.run(model))
+    except VerifyError:
+        return Reference()
+    return format_
+
+
+class Subject:
+    """One model under proof."""
+
+    def __init__(self, proto: onnx.ModelProto, seed: int = 0) -> None:
+        self.model = format_.read(proto)
+        self.analysis: Analysis = analyse(self.model.graph)
+        self.format: Any = engine(self.model)
+        self.proof = Proof(self.format, self.model, self.analysis, seed=seed)
+        self.random = np.random.default_rng(seed)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of all prunable atoms."""
+        return [atom.size for atom in self.analysis.prunable]
+
+    def cut(self, few: bool = False) -> dict[Dim, Positions]:
+        """Random positions to keep of every prunable atom, at least as many as it needs."""
+        kept = {}
+        for atom in self.analysis.prunable:
+            least = min(atom.least, atom.size)
+            count = least if few else int(self.random.integers(least, atom.size + 1))
+            kept[atom.dim] = np.sort(self.random.permutation(atom.size)[:count])
+        return kept
+
+    def checks(self, chosen: dict[Dim, Positions] | None = None) -> list[Check]:
+        """All three proofs."""
+        chosen = self.cut() if chosen is None else chosen
+        try:
+            pruned = self.format.apply(self.model, self.analysis, chosen)
+            return [self.proof.permutation(), self.proof.zero_equals_cut(chosen), self.proof.runs(pruned)]
+        except VerifyError as error:
+            return [Check("runs", False, error.what)]
+
+    def failures(self, chosen: dict[Dim, Positions] | None = None) -> list[str]:
+        """What did not pass."""
+        return [str(check) for check in self.checks(chosen) if not check.passed]
+
+    # One node of it.
+
+    def node(self, name: str) -> Node:
+        """The node called ``name``."""
+        return next(node for node in self.analysis.graph.nodes if node.name == name)
+
+    def layouts(self, node: Node) -> tuple[list[Layout | None], list[Layout | None]]:
+        """Layouts of a node's inputs and outputs."""
+        facts = self.analysis.facts
+        ins = [facts.private.get((node.index, i), facts.layouts.get(name)) for i, name in enumerate(node.inputs)]
+        return ins, [facts.layouts.get(name) for name in node.outputs]
+
+    def touching(self, node: Node) -> list[Atom]:
+        """Prunable atoms that lie on an axis of the node."""
+        found = {atom for group in self.layouts(node) for layout in group for dim in layout or () for atom in atoms(dim)}
+        return [atom for atom in self.analysis.prunable if atom.dim in found]
+
+    def freedom(self, node: Node) -> str:
+        """One sign an axis: ``+`` may be cut, ``~`` may be cut but not exactly, ``.`` whole; operands in their order."""
+        ins, outs = ([self._signs(layout) for layout in group] for group in self.layouts(node))
+        return f"{' '.join(ins)} -> {' '.join(outs)}"
+
+    def _signs(self, layout: Layout | None) -> str:
+        if layout is None:
+            return "/"
+        return "".join(map(self._sign, layout)) or "1"
+
+    def _sign(self, dim: Dim) -> str:
+        found = [self.analysis.by_dim.get(atom) for atom in atoms(dim)]
+        free = [atom for atom in found if atom is not None and atom.reason is None]
+        if not free:
+            return "."
+        return "~" if all(atom.inexact for atom in free) else "+"
+
+    def scrambled(self, atom: Atom) -> float:
+        """How far the outputs move when positions of ``atom`` are permuted in its first weight and nowhere else."""
+        use = atom.uses[0]
+        turned = {atom.dim: np.roll(np.arange(atom.size), 1)}
+        proto = onnx.ModelProto.FromString(self.model.proto.SerializeToString())
+        for tensor in proto.graph.initializer:
+            if tensor.name == use.weight:
+                data = onnx.numpy_helper.to_array(tensor).take(take(use.dim, turned), use.axis)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(data), tensor.name))
+        runner = self.format.run(OnnxModel(proto))
+        return max(
+            difference(dense, runner(feeds)) for dense, (_, feeds) in zip(self.proof.dense, self.proof.trials, strict=True)
+        )
+
+
+def describe(layout: Sequence[Dim]) -> str:
+    """A layout as text, for known answers."""
+    return ", ".join(str(resolve(dim)) for dim in layout)
+
+
+__all__ = ["Subject", "describe", "engine", "is_frozen"]
