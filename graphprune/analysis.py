@@ -122,17 +122,17 @@ def analyse(graph: Graph) -> Analysis:
 
 def _freeze_unwritable(facts: Facts) -> None:
     """A size that is only known when the model runs cannot be written as a number; a reshape may say -1, once."""
-    unknown: dict[tuple[int, str | int], list[Dim]] = {}
+    unknown: dict[tuple[int, str | int], dict[int, Dim]] = {}
     for slot in facts.slots:
-        if slot.dim.size is None or slot.watch.size is None:
-            unknown.setdefault((slot.node.index, slot.place), []).append(slot.watch)
-    for (index, _), dims in unknown.items():
+        if slot.dim.size is None:
+            unknown.setdefault((slot.node.index, slot.place), {})[slot.index] = slot.dim
+    for (index, _), entries in unknown.items():
         node = facts.graph.nodes[index]
-        free = [dim for dim in dims if not is_frozen(dim)]
+        free = [dim for dim in entries.values() if not is_frozen(dim)]
         for dim in free if node.op != "reshape" or len(free) > 1 else ():
             freeze(dim, Reason("it is part of a size that cannot be written as a number", node.label))
-    for node, dims in facts.shapes:
-        for dim in dims:
+    for node, layout in facts.shapes:
+        for dim in layout:
             if dim.size is None:
                 freeze(dim, Reason("it is part of a size that the model reads when it runs", node.label))
 

@@ -29,8 +29,9 @@ class Request:
     """What the user asked for.
 
     Exactly one target: ``keep`` (share of every Dim), ``params`` or ``macs`` (share of the dense count; above 1 an
-    absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell patterns
-    over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden", "head-size", "all").
+    absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell
+    patterns over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden",
+    "head-size", "all").
     """
 
     keep: float | None = None
@@ -49,10 +50,15 @@ class Request:
         if targets[0] <= 0 or not math.isfinite(targets[0]) or (self.keep is not None and self.keep > 1):
             raise UsageError(f"a target of {targets[0]} makes no sense", hint="a share between 0 and 1, such as 0.5")
         if self.multiple < 1 or not 0 <= self.floor <= 1:
-            raise UsageError(f"multiple {self.multiple} or floor {self.floor} is out of range", hint="multiple >= 1, 0 <= floor <= 1")
+            raise UsageError(
+                f"multiple {self.multiple} or floor {self.floor} is out of range", hint="multiple >= 1, 0 <= floor <= 1"
+            )
         unknown = set(self.allow) - {*OPTIONAL_KINDS, "all"}
         if unknown:
-            raise UsageError(f"--allow {', '.join(sorted(unknown))} is not known", hint=f"choose from {', '.join(OPTIONAL_KINDS)}, all")
+            raise UsageError(
+                f"--allow {', '.join(sorted(unknown))} is not known",
+                hint=f"choose from {', '.join(OPTIONAL_KINDS)}, all",
+            )
 
     @property
     def target(self) -> tuple[str, float]:
@@ -67,7 +73,9 @@ def candidates(analysis: Analysis, request: Request) -> list[Atom]:
     every = {name for found in names.values() for name in found} | {n for a in analysis.frozen for n in _names(a)}
     for pattern in (*request.include, *request.exclude):
         if not any(fnmatchcase(name, pattern) for name in every):
-            raise UsageError(f"the pattern {pattern!r} matches no dim, weight or node", hint="see graphprune inspect for names")
+            raise UsageError(
+                f"the pattern {pattern!r} matches no dim, weight or node", hint="see graphprune inspect for names"
+            )
 
     def matches(atom: Atom, patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns for name in names[atom])
@@ -96,9 +104,7 @@ def allocate(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Re
         counts = {atom.dim: count_for(atom, value * atom.size, request, nearest=True) for atom in wanted}
     else:
         counts = _global(analysis, wanted, scores, request)
-    return {
-        atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size
-    }
+    return {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
 
 
 def top(values: np.typing.NDArray[np.float64], count: int) -> Positions:
@@ -138,7 +144,7 @@ def _global(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Req
     if cost(least) > target:
         raise BudgetError(
             f"{name} cannot be brought to {_share(target, dense)}: the least reachable is {_share(cost(least), dense)}",
-            hint="lower --floor, allow more with --allow hidden --allow head-size, or see graphprune inspect for what is frozen",
+            hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",
         )
     levels = np.unique(np.concatenate([[0.0], *relative.values(), [np.inf]]))
     low, high = 0, len(levels) - 1

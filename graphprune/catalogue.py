@@ -8,7 +8,7 @@ from graphprune.scores import SCORES
 
 
 def ops() -> list[dict[str, str]]:
-    """One row an op of every domain the installed onnx defines: domain, op, status (rule, frozen), axis text or reason."""
+    """One row an op of every domain that onnx defines: domain, op, status (rule, frozen), axis text or reason."""
     import onnx
 
     newest: dict[tuple[str, str], onnx.defs.OpSchema] = {}

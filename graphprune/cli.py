@@ -82,7 +82,9 @@ def inspect(
 @app.command()
 def plan(
     model: ModelPath,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the plan (default: print it).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write the plan (default: print it).")
+    ] = None,
     keep: Keep = None,
     params: Params = None,
     macs: Macs = None,
@@ -163,7 +165,7 @@ def verify(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that the Dims of a model are coupled as the analysis says, or that a cut model is what its plan asked for."""
+    """Prove that the Dims of a model are coupled as analysed, or that a cut model is what its plan asked for."""
     inputs = _inputs(calib)
     if pruned is None:
         checks = verify_model(model, inputs=inputs, seed=seed)
@@ -217,7 +219,11 @@ def _finish(
         print(result.report.to_json())
     else:
         page.print(result.report)
-        done = f"wrote {output}" if plan.cuts or force else "nothing was cut, so nothing was written (--force writes anyway)"
+        done = (
+            f"wrote {output}"
+            if plan.cuts or force
+            else "nothing was cut, so nothing was written (--force writes anyway)"
+        )
         out.print(Text(done))
 
 
@@ -239,7 +245,7 @@ def _request(
 
 
 def _check_output(model: Path, output: Path, force: bool) -> None:
-    if output.exists() and model.exists() and os.path.samefile(model, output) and not force:
+    if output.exists() and model.exists() and model.samefile(output) and not force:
         raise UsageError(f"the output {output} is the input itself", hint="choose another name, or say --force")
     if output.is_dir():
         raise WriteError(f"{output} is a folder", hint="name the file to write")
@@ -256,7 +262,9 @@ def _inputs(calib: Path | None) -> dict[str, Any] | None:
         with np.load(calib) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"cannot read inputs from {calib}: {error}", hint="an .npz file with one array an input") from error
+        raise UsageError(
+            f"cannot read inputs from {calib}: {error}", hint="an .npz file with one array an input"
+        ) from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -266,7 +274,9 @@ def _write(path: Path, text: str) -> None:
         half.write_text(text)
         os.replace(half, path)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}", hint="check the folder and its permissions") from error
+        raise WriteError(
+            f"cannot write {path}: {error.strerror}", hint="check the folder and its permissions"
+        ) from error
     finally:
         half.unlink(missing_ok=True)
 
@@ -284,9 +294,15 @@ def _write_network(loaded: Loaded, graphml: Path | None, dot: Path | None) -> No
 def _print_dims(loaded: Loaded) -> None:
     table = Table(title=str(loaded.analysis).splitlines()[0])
     for column in ("dim", "kind", "size", "params each", "MACs each", "weights", "state"):
-        table.add_column(column, justify="right" if column in ("size", "params each", "MACs each") else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column in ("size", "params each", "MACs each") else "left", overflow="fold"
+        )
     for dim in loaded.dims():
-        state = ("exact" if dim["exact"] else f"normalised: {dim['reason']}") if dim["prunable"] else f"frozen: {dim['reason']}"
+        state = (
+            ("exact" if dim["exact"] else f"normalised: {dim['reason']}")
+            if dim["prunable"]
+            else f"frozen: {dim['reason']}"
+        )
         places = dict.fromkeys(use["weight"] for use in dim["weights"])
         shown = ", ".join(list(places)[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "")
         figures = (dim["size"], dim["params_per_position"], dim["macs_per_position"])

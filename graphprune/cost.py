@@ -46,14 +46,13 @@ class CostModel:
     def __init__(self, analysis: Analysis, free: list[Dim] | None = None) -> None:
         atoms = dict.fromkeys(free if free is not None else [atom.dim for atom in analysis.prunable])
         weights, held = analysis.graph.weights, set()
-        params, stored, macs = [], [], []
+        params, stored = [], []
         for name, _, _, layout in analysis.uses:
             if weights[name].dtype not in _COUNTS and not (name in held and not any(touched(d, atoms) for d in layout)):
                 params.append(_Term(1, layout))
                 stored.append(_Term(_item_bytes(weights[name].dtype), layout))
             held.add(name)
-        for item in analysis.facts.contractions:
-            macs.append(_Term(item.fixed, item.dims))
+        macs = [_Term(item.fixed, item.dims) for item in analysis.facts.contractions]
         self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
 
     def params(self, sizes: Sizes) -> int:

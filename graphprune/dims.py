@@ -72,9 +72,9 @@ def resolve(dim: Dim) -> Dim:
         dim.link, dim = root, dim.link
     if root.kind == "atom":
         return root
-    flat, unit = [], 1 if root.kind == "product" else 0
-    for part in root.parts:
-        part = resolve(part)
+    flat: list[Dim] = []
+    unit = 1 if root.kind == "product" else 0
+    for part in map(resolve, root.parts):
         if part.kind == root.kind:
             flat += part.parts
         elif part.size != unit:
@@ -109,7 +109,9 @@ def _expression(kind: Kind, parts: tuple[Dim, ...]) -> Dim:
         return _opaque(Dim(size), parts, "it has no position to spare")
     if kind == "product" and 0 not in sizes:
         return Dim(None, kind, parts, extent=extent)
-    return _opaque(Dim(None, extent=extent), parts, "it is joined to an axis whose size is only known when the model runs")
+    return _opaque(
+        Dim(None, extent=extent), parts, "it is joined to an axis whose size is only known when the model runs"
+    )
 
 
 def _opaque(whole: Dim, parts: Iterable[Dim], why: str) -> Dim:

@@ -52,7 +52,7 @@ def find(analysis: Analysis, name: str) -> Atom:
 def explain(analysis: Analysis, name: str, limit: int = 20) -> str:
     """What the Dim ``name`` is, how its weights came to share it, and what froze it if it is frozen."""
     atom = find(analysis, name)
-    places, neighbours = _graph(analysis, atom.dim)
+    neighbours = _graph(analysis, atom.dim)
     start = _place(analysis, atom, 0)
     lines = [f"{atom.name}: {atom.kind}, {atom.size} positions, in {len(atom.weights)} weights"]
     if atom.reason:
@@ -97,15 +97,13 @@ def _operands(analysis: Analysis, node: Node) -> Iterator[tuple[Place, Dim]]:
 Neighbours = dict[Place, list[tuple[Node, Place]]]
 
 
-def _graph(analysis: Analysis, wanted: Dim) -> tuple[set[Place], Neighbours]:
-    places: set[Place] = set()
+def _graph(analysis: Analysis, wanted: Dim) -> Neighbours:
     neighbours: Neighbours = {}
     for node in analysis.graph.nodes:
         here = [place for place, dim in _operands(analysis, node) if any(atom is wanted for atom in atoms(dim))]
-        places.update(here)
         for place in here:
             neighbours.setdefault(place, []).extend((node, other) for other in here if other != place)
-    return places, neighbours
+    return neighbours
 
 
 def _chains(start: Place, neighbours: Neighbours) -> dict[Place, list[Step]]:
@@ -140,7 +138,8 @@ def _to_reason(analysis: Analysis, atom: Atom, start: Place, neighbours: Neighbo
     reached = [chains[place] for place in goals if place in chains]
     if not reached:
         return []
-    return [f"  reached from {start[0]!r} through {' > '.join(map(str, min(reached, key=len))) or 'nothing else'}"]
+    nearest: list[Step] = min(reached, key=lambda steps: len(steps))
+    return [f"  reached from {start[0]!r} through {' > '.join(map(str, nearest)) or 'nothing else'}"]
 
 
 def describe(analysis: Analysis) -> list[dict[str, Any]]:

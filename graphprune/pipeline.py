@@ -7,17 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates
-from graphprune.cost import CostModel
 from graphprune.dims import Chosen
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, make_plan
-from graphprune.report import Report, dim_rows
+from graphprune.report import Report, make_report
 from graphprune.scores import score_atoms
 from graphprune.verify import Check, Proof, require, structure
 
@@ -60,58 +57,32 @@ class Loaded:
     ) -> Result:
         """Cut as ``plan`` says and prove it; VerifyError, and no result, where a check fails.
 
-        ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run twice) or
-        "none". ``inputs`` (arrays by input name) replace random ones in the proof and the drift.
+        ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run
+        twice) or "none". ``inputs`` (arrays by input name) replace random ones in the proof and the drift.
         """
         if verify not in VERIFY:
             raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
-        report = self._report(plan, chosen)
+        report = make_report(self.analysis, plan, chosen)
         if verify == "full" and self.model.large:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
         if verify == "full":
-            self._prove(report, pruned, chosen, inputs, seed, latency, _stage(progress, "verifying"))
+            proof = self.proof(inputs, seed)
+            _prove(proof, report, pruned, chosen, _stage(progress, "verifying"))
+            _measure(proof, report, pruned, latency=latency)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
         return Result(self.format, pruned, plan, report)
 
-    def _report(self, plan: Plan, chosen: Chosen) -> Report:
-        cost = CostModel(self.analysis, list(chosen))
-        after = cost({dim: len(index) for dim, index in chosen.items()})
-        cut, frozen = dim_rows(self.analysis, chosen)
-        report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=self.analysis.graph.example)
-        if not chosen:
-            report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
-        return report
-
-    def _prove(
-        self,
-        report: Report,
-        pruned: Any,
-        chosen: Chosen,
-        inputs: Mapping[str, Any] | None,
-        seed: int,
-        latency: bool,
-        progress: Callable[[float], None],
-    ) -> None:
-        given = [({}, self.format.check_inputs(self.model, inputs))] if inputs is not None else []
-        proof = Proof(self.format, self.model, self.analysis, given, seed=seed)
-        if not chosen:
-            report.checks.append(proof.runs(pruned))
-            return
-        for done, check in enumerate((proof.permutation, lambda: proof.zero_equals_cut(chosen), lambda: proof.runs(pruned))):
-            report.checks.append(check())
-            progress((done + 1) / 4)
-        if report.checks[-1].passed:
-            after = self.format.run(pruned)
-            report.drift = _drift(proof, after)
-            if latency:
-                report.latency = self.format.latency([proof.runner, after], proof.trials[0][1])
-                report.sizes = proof.trials[0][0] or report.sizes
-        progress(1.0)
+    def proof(self, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> Proof:
+        """The checks on this model, ready to be made, on ``inputs`` or on random ones."""
+        given: list[formats.Trial] = []
+        if inputs is not None:
+            given.append(({}, self.format.check_inputs(self.model, inputs)))
+        return Proof(self.format, self.model, self.analysis, given, seed=seed)
 
 
 @dataclass
@@ -180,26 +151,35 @@ def prune(
 def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:
     """The permutation proof on one model: are its Dims coupled as the analysis says?"""
     loaded = load(source)
-    given = [({}, loaded.format.check_inputs(loaded.model, inputs))] if inputs is not None else []
-    proof = Proof(loaded.format, loaded.model, loaded.analysis, given, seed=seed)
+    proof = loaded.proof(inputs, seed)
     return [proof.permutation(), proof.runs(loaded.model)]
 
 
-def _drift(proof: Proof, runner: formats.Runner) -> float:
-    """Norm of the change of the floating-point outputs over the norm of the outputs."""
-    change = norm = 0.0
-    for dense, (_, feeds) in zip(proof.dense, proof.trials, strict=True):
-        after = runner(feeds)
-        for name, value in dense.items():
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                x = value.astype(np.float64)
-                change += float(np.square(x - after[name]).sum())
-                norm += float(np.square(x).sum())
-    return float(np.sqrt(change / norm)) if norm else 0.0
+def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: Callable[[float], None]) -> None:
+    steps: list[Callable[[], Check]] = [
+        proof.permutation,
+        lambda: proof.zero_equals_cut(chosen),
+        lambda: proof.runs(pruned),
+    ]
+    for done, check in enumerate(steps if chosen else steps[2:]):
+        report.checks.append(check())
+        progress((done + 1) / len(steps))
+
+
+def _measure(proof: Proof, report: Report, pruned: Any, latency: bool) -> None:
+    """Drift, and latency of both models measured alternately."""
+    if not report.verified or not report.dims:
+        return
+    after = proof.format.run(pruned)
+    report.drift = proof.drift(after)
+    if latency:
+        report.latency = proof.format.latency([proof.runner, after], proof.trials[0][1])
+        report.sizes = proof.trials[0][0] or report.sizes
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:
-    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(request).items() if v is not None}, "seed": seed}
+    given = {name: value for name, value in asdict(request).items() if value is not None}
+    return {**{name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}, "seed": seed}
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[float], None]:

@@ -64,7 +64,9 @@ class Plan:
             cuts = tuple(Cut(**{**cut, "keep": from_ranges(cut["keep"])}) for cut in data["cuts"])
             return Plan(data["model"], cuts, data.get("score", ""), data.get("request", {}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"this is not a plan: {error!r}", hint="make one with graphprune plan MODEL -o plan.json") from error
+            raise PlanError(
+                f"this is not a plan: {error!r}", hint="make one with graphprune plan MODEL -o plan.json"
+            ) from error
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -87,7 +89,14 @@ class Plan:
             atom = analysis.atoms[cut.index] if 0 <= cut.index < len(analysis.atoms) else None
             keep = np.asarray(cut.keep, np.int64)
             fits = atom is not None and atom.size == cut.size and atom.reason is None
-            if atom is None or not fits or not keep.size or keep[0] < 0 or keep[-1] >= cut.size or (np.diff(keep) <= 0).any():
+            if (
+                atom is None
+                or not fits
+                or not keep.size
+                or keep[0] < 0
+                or keep[-1] >= cut.size
+                or (np.diff(keep) <= 0).any()
+            ):
                 raise PlanError(
                     f"the plan's cut of {cut.name!r} ({len(cut.keep)} of {cut.size}) does not fit the model",
                     hint="the plan was edited or made by another version: make it again",

@@ -14,15 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.analysis import Analysis
-from graphprune.cost import Cost
+from graphprune.cost import Cost, CostModel
 from graphprune.dims import Chosen
 from graphprune.errors import UsageError
+from graphprune.plan import Plan
 from graphprune.verify import Check
 
 
 @dataclass
 class Report:
-    """All figures of one run. Latency in seconds (median, measured alternately), drift relative to the outputs' norm."""
+    """All figures of one run: latency in median seconds, measured alternately; drift relative to the outputs' norm."""
 
     dense: Cost
     pruned: Cost
@@ -31,7 +32,7 @@ class Report:
     score: str
     request: Mapping[str, Any]
     checks: list[Check] = field(default_factory=list)
-    latency: tuple[float, float] | None = None
+    latency: list[float] | None = None
     drift: float | None = None
     file_bytes: tuple[int, int] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -125,7 +126,9 @@ class Report:
     def to_markdown(self) -> str:
         """The main table, the cut dims and the checks."""
         lines = ["# graphprune report", "", *_markdown(("", "before", "after", "left"), self.figures()), ""]
-        dims = [(d["name"], d["kind"], d["before"], d["after"], "yes" if d["exact"] else "normalised") for d in self.dims]
+        dims = [
+            (d["name"], d["kind"], d["before"], d["after"], "yes" if d["exact"] else "normalised") for d in self.dims
+        ]
         lines += ["## Dims cut", "", *_markdown(("dim", "kind", "before", "after", "exact"), dims), ""]
         frozen = [(d["name"], d["size"], d["reason"]) for d in self.frozen]
         lines += ["## Left whole", "", *_markdown(("dim", "size", "why"), frozen), ""]
@@ -143,8 +146,9 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     return lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
-def dim_rows(analysis: Analysis, chosen: Chosen) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Records of the dims that are cut, and of those that are frozen."""
+def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
+    """What ``plan`` changes in sizes and costs; checks and measurements are added as they are made."""
+    cost = CostModel(analysis, list(chosen))
     cut = [
         {
             "name": atom.name,
@@ -157,4 +161,8 @@ def dim_rows(analysis: Analysis, chosen: Chosen) -> tuple[list[dict[str, Any]], 
         if atom.dim in chosen
     ]
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
-    return cut, frozen
+    after = cost({dim: len(index) for dim, index in chosen.items()})
+    report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example)
+    if not chosen:
+        report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
+    return report

@@ -43,7 +43,7 @@ def _slice(node: Node, args: list[Floats | None]) -> Floats:
     index: list[Any] = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         index[axis] = slice(start, end, step)
-    return data[tuple(index)]
+    return np.asarray(data[tuple(index)], np.float64)
 
 
 def _first(args: list[Floats | None]) -> Floats:

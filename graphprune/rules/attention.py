@@ -11,10 +11,12 @@ from graphprune.signature import Layout
 
 @rule("attention")
 def attention(op: Op) -> None:
-    """"b (k r) s d, b k t d, b k t v, ... -> b (k r) s v" (or heads folded into the last axis), softmax over t"""
+    """ "b (k r) s d, b k t d, b k t v, ... -> b (k r) s v" (or heads folded into the last axis), softmax over t"""
     flat = len(op.x) == 3
     q_heads, kv_heads = (
-        (op.attr("q_num_heads", 0), op.attr("kv_num_heads", 0)) if flat else (op.x[1].size or 0, (op.ins[1] or ())[1].size or 0)
+        (op.attr("q_num_heads", 0), op.attr("kv_num_heads", 0))
+        if flat
+        else (op.x[1].size or 0, (op.ins[1] or ())[1].size or 0)
     )
     if not kv_heads or q_heads % kv_heads:
         op.freeze_all("its query heads are not a multiple of its key heads")
@@ -22,7 +24,9 @@ def attention(op: Op) -> None:
     rest, op.ins = op.ins, op.ins[:3]
     others, op.outs = op.outs, op.outs[:1]
     sizes = {"k": kv_heads, "r": q_heads // kv_heads}
-    text = "b s (k r d), b t (k d), b t (k v) -> b s (k r v)" if flat else "b (k r) s d, b k t d, b k t v -> b (k r) s v"
+    text = (
+        "b s (k r d), b t (k d), b t (k v) -> b s (k r v)" if flat else "b (k r) s d, b k t d, b k t v -> b (k r) s v"
+    )
     letters = op.axes(text, sizes=sizes, macs="b k r s t d, b k r s t v")
     op.ins, op.outs = rest, others
     if not letters:
@@ -65,7 +69,7 @@ def _rest(op: Op, letters: object) -> None:
 
 @rule("rotary_embedding")
 def rotary_embedding(op: Op) -> None:
-    """"b h s (2 d), ... d, ... d -> b h s (2 d)" (or heads folded into the last axis); (d 2) where interleaved"""
+    """ "b h s (2 d), ... d, ... d -> b h s (2 d)" (or heads folded into the last axis); (d 2) where interleaved"""
     heads, size = op.attr("num_heads", 0), None
     flat = len(op.x) == 3
     total = op.x[-1].size

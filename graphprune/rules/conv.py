@@ -34,7 +34,7 @@ rule("max_roi_pool", text="_ c *, n _ -> n c *")
 
 @rule("max_pool")
 def max_pool(op: Op) -> None:
-    """"b c * -> b c *"; frozen where the positions of the maxima are asked for"""
+    """ "b c * -> b c *"; frozen where the positions of the maxima are asked for"""
     if len(op.outs) > 1 and op.outs[1] is not None:
         op.freeze_all("the indices that MaxPool returns count over all channels")
     else:
@@ -43,7 +43,7 @@ def max_pool(op: Op) -> None:
 
 @rule("deform_conv")
 def deform_conv(op: Op) -> None:
-    """"b (g i) *x, (g o) i *k, b _ *, (g o), b _ * -> b (g o) *y"; frozen with several offset groups"""
+    """ "b (g i) *x, (g o) i *k, b _ *, (g o), b _ * -> b (g o) *y"; frozen with several offset groups"""
     if op.attr("offset_group", 1) != 1:
         op.freeze_all("several offset groups share its channels")
         return
@@ -56,7 +56,7 @@ def deform_conv(op: Op) -> None:
 
 @rule("depth_to_space")
 def depth_to_space(op: Op) -> None:
-    """"b (r c) * -> b c *" (DCR) or "b (c r) * -> b c *" (CRD), r the block squared"""
+    """ "b (r c) * -> b c *" (DCR) or "b (c r) * -> b c *" (CRD), r the block squared"""
     block = op.attr("blocksize", 1) ** 2
     op.axes("b (r c) * -> b c *" if op.attr("mode", "DCR") == "DCR" else "b (c r) * -> b c *", sizes={"r": block})
     _freeze_block(op, op.x[1], block, op.attr("mode", "DCR") == "DCR")
@@ -64,7 +64,7 @@ def depth_to_space(op: Op) -> None:
 
 @rule("space_to_depth")
 def space_to_depth(op: Op) -> None:
-    """"b c * -> b (r c) *", r the block squared"""
+    """ "b c * -> b (r c) *", r the block squared"""
     block = op.attr("blocksize", 1) ** 2
     op.axes("b c * -> b (r c) *", sizes={"r": block})
     _freeze_block(op, op.y[1], block, True)
@@ -72,7 +72,7 @@ def space_to_depth(op: Op) -> None:
 
 @rule("col2im")
 def col2im(op: Op) -> None:
-    """"b (c r) _ -> b c *", r the elements of the block"""
+    """ "b (c r) _ -> b c *", r the elements of the block"""
     block = op.param("block_shape", 2)
     if block is None:
         op.freeze_all("its block shape is only known when the model runs")

@@ -9,7 +9,7 @@ from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 
 @rule("matmul")
 def matmul(op: Op) -> None:
-    """"... m k, ... k n -> ... m n" (vectors lose m or n)"""
+    """ "... m k, ... k n -> ... m n" (vectors lose m or n)"""
     a, b = (len(op.ins[i] or ()) for i in (0, 1))
     left = "k" if a == 1 else "... m k"
     right = "k" if b == 1 else "... k n"
@@ -38,7 +38,7 @@ def _roles(op: Op, letters: object) -> None:
 
 @rule("gemm")
 def gemm(op: Op) -> None:
-    """"m k, k n, ... -> m n", each matrix transposed where its flag says so"""
+    """ "m k, k n, ... -> m n", each matrix transposed where its flag says so"""
     left = "k m" if op.attr("transA", 0) else "m k"
     right = "n k" if op.attr("transB", 0) else "k n"
     bias, op.ins = op.ins[2:], op.ins[:2]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from graphprune.dims import Dim, product
 from graphprune.rules.registry import HIDDEN, Op, rule
 
+
 @rule("dynamic_quantize_linear")
 def dynamic_quantize_linear(op: Op) -> None:
-    """"... -> ..., , ": one scale for all, inexact over every axis"""
+    """ "... -> ..., , ": one scale for all, inexact over every axis"""
     op.tie_same(op.x, op.y)
     _computed_over(op, op.x, hidden=False)
 
 
 @rule("batch_norm")
 def batch_norm(op: Op) -> None:
-    """"b c *, c, c, c, c -> b c *"; frozen in training mode"""
+    """ "b c *, c, c, c, c -> b c *"; frozen in training mode"""
     if op.attr("training_mode", 0):
         op.freeze_all("BatchNormalization is in training mode: export the model in evaluation mode")
     elif not op.attr("spatial", 1):
@@ -25,7 +26,7 @@ def batch_norm(op: Op) -> None:
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(op: Op) -> None:
-    """"... c, c, c -> ... c", inexact over c (several axes from `axis` on)"""
+    """ "... c, c, c -> ... c", inexact over c (several axes from `axis` on)"""
     axis = op.attr("axis", -1) % max(1, len(op.x))
     for layout in (*op.ins, *op.outs):
         op.broadcast(layout or (), op.x)
@@ -34,7 +35,7 @@ def layer_norm(op: Op) -> None:
 
 @rule("instance_norm")
 def instance_norm(op: Op) -> None:
-    """"b c *, c, c -> b c *", inexact over the rest"""
+    """ "b c *, c, c -> b c *", inexact over the rest"""
     op.tie_same(op.x, op.y)
     for layout in op.ins[1:]:
         op.tie((layout or ())[0], op.x[1])
@@ -43,7 +44,7 @@ def instance_norm(op: Op) -> None:
 
 @rule("group_norm")
 def group_norm(op: Op) -> None:
-    """"b (g c) *, (g c), (g c) -> b (g c) *", inexact over c; scale and bias a group in opset 18"""
+    """ "b (g c) *, (g c), (g c) -> b (g c) *", inexact over c; scale and bias a group in opset 18"""
     groups = op.attr("num_groups", 1)
     width = op.x[1].size
     if width is None or width % groups:
@@ -61,14 +62,14 @@ def group_norm(op: Op) -> None:
 
 @rule("mean_variance_normalization")
 def mean_variance_norm(op: Op) -> None:
-    """"... -> ...", inexact over `axes`"""
+    """ "... -> ...", inexact over `axes`"""
     op.tie_same(op.x, op.y)
     _computed_over(op, [op.x[axis] for axis in op.attr("axes", [0, 2, 3])], hidden=False)
 
 
 @rule("softmax", "log_softmax", "hardmax", "lp_normalization")
 def softmax(op: Op) -> None:
-    """"... c -> ... c", inexact over c (opsets below 13: over all axes from `axis` on)"""
+    """ "... c -> ... c", inexact over c (opsets below 13: over all axes from `axis` on)"""
     old = op.facts.graph.opset < 13 and op.node.op != "lp_normalization"
     axis = op.attr("axis", 1 if old else -1) % max(1, len(op.x))
     op.tie_same(op.x, op.y)
@@ -77,7 +78,7 @@ def softmax(op: Op) -> None:
 
 @rule("lrn")
 def lrn(op: Op) -> None:
-    """"b _ * -> b _ *": a window slides over the channels, so their order counts"""
+    """ "b _ * -> b _ *": a window slides over the channels, so their order counts"""
     op.tie(op.x[0], op.y[0])
     for dim in (*op.x[1:], *op.y[1:]):
         op.freeze(dim, "a window slides over its positions, so their order counts")
@@ -95,7 +96,7 @@ def _computed_over(op: Op, dims: object, hidden: bool) -> None:
     *"reduce_log_sum reduce_log_sum_exp reduce_sum_square".split(),
 )
 def reduce(op: Op) -> None:
-    """"... c -> ... 1" over `axes`: exact for sums (a zero adds nothing), inexact for the others"""
+    """ "... c -> ... 1" over `axes`: exact for sums (a zero adds nothing), inexact for the others"""
     axes = op.param("axes", 1)
     if axes is None and (op.given("axes", 1) or op.attr("noop_with_empty_axes", 0)):
         op.freeze_all("its axes are only known when the model runs")
@@ -123,7 +124,7 @@ def reduce(op: Op) -> None:
 
 @rule("arg_max", "arg_min")
 def arg(op: Op) -> None:
-    """"... _ -> ... 1": the result is a position, so the axis stays whole"""
+    """ "... _ -> ... 1": the result is a position, so the axis stays whole"""
     rank = len(op.x)
     axis = op.attr("axis", 0) % max(1, rank)
     kept = [i for i in range(rank) if i != axis]

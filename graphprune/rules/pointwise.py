@@ -27,5 +27,5 @@ def variadic(op: Op) -> None:
 
 @rule("cast_like")
 def cast_like(op: Op) -> None:
-    """"..., type -> ..." (the second input only lends its type, so its axes stay whole)"""
+    """ "..., type -> ..." (the second input only lends its type, so its axes stay whole)"""
     op.broadcast(op.x, op.y)

@@ -7,19 +7,19 @@ from graphprune.rules.registry import STATE, Op, rule
 
 @rule("lstm")
 def lstm(op: Op) -> None:
-    """"t b i, d (4 h) i, d (4 h) h', d (8 h), b, d b h, d b h, d (3 h) -> t d b h, d b h, d b h" """
+    """ "t b i, d (4 h) i, d (4 h) h', d (8 h), b, d b h, d b h, d (3 h) -> t d b h, d b h, d b h" """
     _recurrent(op, "(4 h)", "(8 h)", ["d b h", "d b h", "d (3 h)"], ["d b h", "d b h"], 4)
 
 
 @rule("gru")
 def gru(op: Op) -> None:
-    """"t b i, d (3 h) i, d (3 h) h', d (6 h), b, d b h -> t d b h, d b h" """
+    """ "t b i, d (3 h) i, d (3 h) h', d (6 h), b, d b h -> t d b h, d b h" """
     _recurrent(op, "(3 h)", "(6 h)", ["d b h"], ["d b h"], 3)
 
 
 @rule("rnn")
 def rnn(op: Op) -> None:
-    """"t b i, d h i, d h h', d (2 h), b, d b h -> t d b h, d b h" """
+    """ "t b i, d h i, d h h', d (2 h), b, d b h -> t d b h, d b h" """
     _recurrent(op, "h", "(2 h)", ["d b h"], ["d b h"], 1)
 
 

@@ -250,7 +250,7 @@ def _stride_slots(op: Op, dim: Dim, out: Dim, i: int, start: int, end: int | Non
 
 @rule("gather")
 def gather(op: Op) -> None:
-    """"a.. c z.., i.. -> a.. i.. z..": c is indexed and stays whole, unless the index is one constant position"""
+    """ "a.. c z.., i.. -> a.. i.. z..": c is indexed and stays whole, unless the index is one constant position"""
     rank = len(op.x)
     axis = op.attr("axis", 0) % max(1, rank)
     indices = op.ins[1] or ()
@@ -269,7 +269,7 @@ def gather(op: Op) -> None:
 
 @rule("gather_elements")
 def gather_elements(op: Op) -> None:
-    """"... _ ..." along `axis`; other axes are the same where their sizes are"""
+    """ "... _ ..." along `axis`; other axes are the same where their sizes are"""
     axis = op.attr("axis", 0) % max(1, len(op.x))
     op.tie_same(op.ins[1] or (), op.y)
     for i, (dim, out) in enumerate(zip(op.x, op.y, strict=True)):
@@ -297,7 +297,7 @@ def gather_nd(op: Op) -> None:
 
 @rule("scatter_elements", "scatter")
 def scatter_elements(op: Op) -> None:
-    """"... _ ..." along `axis`; other axes are the same where their sizes are"""
+    """ "... _ ..." along `axis`; other axes are the same where their sizes are"""
     axis = op.attr("axis", 0) % max(1, len(op.x))
     op.tie_same(op.x, op.y)
     indices, updates = op.ins[1] or (), op.ins[2] or ()
@@ -410,7 +410,7 @@ def constant_of_shape(op: Op) -> None:
 
 @rule("trilu")
 def trilu(op: Op) -> None:
-    """"... _ _ -> ... _ _": the order of the last two axes counts"""
+    """ "... _ _ -> ... _ _": the order of the last two axes counts"""
     op.tie_same(op.x, op.y)
     for dim in op.x[-2:]:
         op.freeze(dim, ORDERED)
@@ -418,13 +418,13 @@ def trilu(op: Op) -> None:
 
 @rule("cum_sum", "cum_prod")
 def cumulative(op: Op) -> None:
-    """"... _ ... -> ... _ ...": the order along the axis counts"""
+    """ "... _ ... -> ... _ ...": the order along the axis counts"""
     _ordered_along(op, op.param("axis", 1))
 
 
 @rule("top_k")
 def top_k(op: Op) -> None:
-    """"... _ ... -> ... _ ...": positions along `axis` are the result"""
+    """ "... _ ... -> ... _ ...": positions along `axis` are the result"""
     for layout in op.outs:
         axis = op.attr("axis", -1) % max(1, len(op.x))
         op.tie_same(op.x, layout or op.x, leave=[axis])
@@ -434,20 +434,20 @@ def top_k(op: Op) -> None:
 
 @rule("reverse_sequence")
 def reverse_sequence(op: Op) -> None:
-    """"... _ ... -> ... _ ...": the order along `time_axis` counts"""
+    """ "... _ ... -> ... _ ...": the order along `time_axis` counts"""
     _ordered_along(op, [op.attr("time_axis", 0), op.attr("batch_axis", 1)])
 
 
 @rule("center_crop_pad")
 def center_crop_pad(op: Op) -> None:
-    """"... _ ... -> ... _ ...": cropped axes are ordered"""
+    """ "... _ ... -> ... _ ...": cropped axes are ordered"""
     axes = op.attr("axes", range(len(op.x)))
     op.tie_same(op.x, op.y, leave=[axis % len(op.x) for axis in axes])
 
 
 @rule("one_hot")
 def one_hot(op: Op) -> None:
-    """"i.. -> i.. _": the new axis is indexed"""
+    """ "i.. -> i.. _": the new axis is indexed"""
     axis = op.attr("axis", -1) % len(op.y)
     op.freeze(op.y[axis], "its positions are an index")
     op.tie_same(op.x, (*op.y[:axis], *op.y[axis + 1 :]))
@@ -455,7 +455,7 @@ def one_hot(op: Op) -> None:
 
 @rule("quantize_linear", "dequantize_linear")
 def quantize(op: Op) -> None:
-    """"... -> ...", scale and zero point along `axis`; blocks stay whole"""
+    """ "... -> ...", scale and zero point along `axis`; blocks stay whole"""
     op.tie_same(op.x, op.y)
     axis = op.attr("axis", 1)
     for layout in op.ins[1:]:
@@ -486,5 +486,3 @@ def _parameters(op: Op, first: int) -> None:
     for layout in op.ins[first:]:
         for dim in layout or ():
             op.freeze(dim, "it lists axes")
-
-

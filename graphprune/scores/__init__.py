@@ -1,8 +1,9 @@
-"""Scores: how much each position of a Dim matters. Registered by name; the command line and the docs read the registry."""
+"""Scores: how much each position of a Dim matters. Registered by name; command line and docs read the registry."""
 
 from __future__ import annotations
 
 from graphprune.scores.registry import SCORES, Score, Scores, score_atoms
+
 from graphprune.scores import weight  # noqa: F401  isort: skip
 
 __all__ = ["SCORES", "Score", "Scores", "score_atoms"]

@@ -60,7 +60,7 @@ def over_weights(
     progress: Progress,
     only: set[str] | None = None,
 ) -> dict[Dim, Floats]:
-    """Sum ``element`` of each weight over everything but an atom's positions, ``finish`` it, normalise it, add it up."""
+    """Sum ``element`` of each weight over all but an atom's positions, ``finish`` it, normalise it, add it up."""
     total = {atom.dim: np.zeros(atom.size) for atom in wanted}
     groups = [(name, list(uses)) for name, uses in groupby(analysis.uses, key=lambda use: use[0])]
     for done, (name, uses) in enumerate(groups):
@@ -100,10 +100,8 @@ def axis_sums(data: Array, axes: list[int], element: Callable[[Array], Array]) -
     rows = max(1, _BLOCK // max(1, data[0].size if data.ndim else 1))
     for start in range(0, data.shape[0], rows):
         block = element(data[start : start + rows].astype(np.float32, copy=False))
-        for total, axis in zip(sums, axes, strict=True):
+        for found, axis in zip(sums, axes, strict=True):
             part = block.sum(axis=tuple(i for i in range(block.ndim) if i != axis), dtype=np.float64)
-            if axis == 0:
-                total[start : start + rows] += part
-            else:
-                total += part
+            target = found[start : start + rows] if axis == 0 else found
+            target += part
     return sums

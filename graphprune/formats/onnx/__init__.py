@@ -13,4 +13,20 @@ from graphprune.formats.onnx.runtime import check_inputs, latency, run, trials
 from graphprune.formats.onnx.surgery import apply
 from graphprune.formats.onnx.write import disk_bytes, same, save
 
-__all__ = ["OnnxModel", "apply", "check", "check_inputs", "disk_bytes", "latency", "mask", "maskable", "native", "nudge", "read", "run", "same", "save", "trials"]
+__all__ = [
+    "OnnxModel",
+    "apply",
+    "check",
+    "check_inputs",
+    "disk_bytes",
+    "latency",
+    "mask",
+    "maskable",
+    "native",
+    "nudge",
+    "read",
+    "run",
+    "same",
+    "save",
+    "trials",
+]

@@ -1,4 +1,4 @@
-"""The onnx checker on a model of any size: it sees the structure and the small tensors, and never copies a large one."""
+"""The onnx checker on a model of any size: it sees the structure and the small tensors, and copies no large one."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from graphprune.formats.onnx.check import check_data, check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
 
-
 OLDEST_OPSET = 7
 """ONNX Runtime's own limit too."""
 
@@ -44,7 +43,8 @@ def _load(path: Path) -> onnx.ModelProto:
     except (DecodeError, ValueError, OSError) as error:
         kind = "" if path.suffix == ".onnx" else f" (its name ends in {path.suffix or 'nothing'}, not .onnx)"
         raise ReadError(
-            f"{path} is not an ONNX file, or it is truncated{kind}", hint="export the model to ONNX, or download it again"
+            f"{path} is not an ONNX file, or it is truncated{kind}",
+            hint="export the model to ONNX, or download it again",
         ) from error
     if not proto.graph.node and not proto.graph.output:
         raise ReadError(f"{path} holds no graph", hint="is this an ONNX model? export it again")
@@ -52,16 +52,17 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _check(model: OnnxModel) -> None:
+    newest = onnx.defs.onnx_opset_version()
     for opset in model.proto.opset_import:
-        if opset.domain in STANDARD and opset.version > onnx.defs.onnx_opset_version():
+        if opset.domain in STANDARD and opset.version > newest:
             raise ReadError(
-                f"the model uses opset {opset.version}; the installed onnx knows opsets up to {onnx.defs.onnx_opset_version()}",
+                f"the model uses opset {opset.version}; the installed onnx knows opsets up to {newest}",
                 hint="upgrade the onnx package, or export with an older opset",
             )
         if opset.domain in STANDARD and opset.version < OLDEST_OPSET:
             raise ReadError(
-                f"the model uses opset {opset.version}, in which ops broadcast by other rules than since opset {OLDEST_OPSET}",
-                hint=f"convert it with onnx.version_converter.convert_version(model, {OLDEST_OPSET}) or export it again",
+                f"the model uses opset {opset.version}; ops broadcast by other rules before opset {OLDEST_OPSET}",
+                hint=f"export it again, or convert it: onnx.version_converter.convert_version(model, {OLDEST_OPSET})",
             )
     if not any(opset.domain in STANDARD for opset in model.proto.opset_import):
         raise ReadError("the model does not say which opset it uses", hint="export it again: opset_import is required")
@@ -71,6 +72,6 @@ def _check(model: OnnxModel) -> None:
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         raise ReadError(
-            f"the model is not valid ONNX: {lines[0] if lines else error}", hint="export it again; onnx.checker says the same"
+            f"the model is not valid ONNX: {lines[0] if lines else error}",
+            hint="export it again; onnx.checker says the same",
         ) from error
-

@@ -122,9 +122,7 @@ STYLES = ((1, 32, False), (1, 128, False), (3, 128, False), (1, 128, True))
 """Amplitude of floating-point inputs, smallest unit of the sizes tried, and whether they run from 0 to 1."""
 
 
-def trials(
-    model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0
-) -> list[Trial]:
+def trials(model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0) -> list[Trial]:
     """Two feeds at different dynamic sizes that the model runs on (one where nothing is dynamic, or no two work)."""
     return find_trials(model, model.graph, runner, seed, style)
 
@@ -174,12 +172,14 @@ def check_inputs(model: OnnxModel, inputs: Mapping[str, Any]) -> dict[str, Array
             isinstance(want, str) or want == size for want, size in zip(shapes[name], array.shape, strict=True)
         )
         if not fits:
-            raise UsageError(f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}")
+            raise UsageError(
+                f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}"
+            )
         feeds[name] = array.astype(np.dtype(dtype_name(declared[name].type.tensor_type.elem_type)))
     return feeds
 
 
-def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> tuple[float, ...]:
+def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> list[float]:
     """Median seconds of each runner, measured alternately so that noise hits all alike, within a time budget."""
     times: list[list[float]] = [[] for _ in runners]
     stop = time.perf_counter() + seconds
@@ -188,4 +188,4 @@ def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: fl
             start = time.perf_counter()
             runner(feeds)
             spent.append(time.perf_counter() - start)
-    return tuple(float(np.median(spent[1:])) for spent in times)
+    return [float(np.median(spent[1:])) for spent in times]

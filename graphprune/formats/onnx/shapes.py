@@ -85,7 +85,7 @@ def size_pairs(
             for batch in ((1, 2), (2, 3)):
                 runs = []
                 for run in (0, 1):
-                    sizes = {s: batch[run] for s in first_axes}
+                    sizes = dict.fromkeys(first_axes, batch[run])
                     sizes |= {s: unit * (2 + run + 2 * spread * i) for i, s in enumerate(others)}
                     runs.append(sizes)
                 yield runs[0], runs[1]
@@ -98,7 +98,9 @@ def symbols_of(shapes: Mapping[str, Shape]) -> tuple[list[str], set[str]]:
     return symbols, {str(s) for s in first}
 
 
-def merge(known: Shape | None, seen: tuple[tuple[int, ...], tuple[int, ...]], names: Mapping[tuple[int, int], str]) -> Shape:
+def merge(
+    known: Shape | None, seen: tuple[tuple[int, ...], tuple[int, ...]], names: Mapping[tuple[int, int], str]
+) -> Shape:
     """A shape from two observations; sizes that inference knew stay."""
     merged: list[int | str] = []
     for i, (a, b) in enumerate(zip(*seen, strict=True)):

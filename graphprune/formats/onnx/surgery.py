@@ -123,7 +123,9 @@ class _Surgeon:
                 self.attrs[node.index][place] = new[0]
             else:
                 whole = old or [size_after(slot.dim, self.sizes) for slot in slots]
-                self.attrs[node.index][place] = [_keep_minus_one(int(v), new.get(i), place) for i, v in enumerate(whole)]
+                self.attrs[node.index][place] = [
+                    _keep_minus_one(int(v), new.get(i), place) for i, v in enumerate(whole)
+                ]
         elif place >= len(node.inputs) or not node.inputs[place]:
             self.rewired[node.index][place] = np.array([size_after(slot.dim, self.sizes) for slot in slots], np.int64)
             self.attrs[node.index]["num_outputs"] = None
@@ -193,7 +195,9 @@ class _Surgeon:
             node = graph.nodes[index]
             for i in list(inputs):
                 name = node.inputs[i] if i < len(node.inputs) else ""
-                alone = len(graph.consumers.get(name, ())) == 1 and name not in graph.outputs and name not in self._outer
+                alone = (
+                    len(graph.consumers.get(name, ())) == 1 and name not in graph.outputs and name not in self._outer
+                )
                 if name in graph.weights and alone:
                     data = inputs.pop(i)
                     if name in self._initialisers:
@@ -253,7 +257,9 @@ class _Surgeon:
                 self._overwrite(helpers, patient, i, new)
             before.append(helpers)
             after.append(self._restore(patient, self.restores[index]) if index in self.restores else [])
-        table.nodes = [n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])]
+        table.nodes = [
+            n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])
+        ]
         made = iter(gs.export_onnx(table, do_type_check=False).graph.node)
         groups = []
         for index, ahead, behind in zip(due, before, after, strict=True):
@@ -281,13 +287,23 @@ class _Surgeon:
         return output
 
     def _pick(
-        self, helpers: list[gs.Node], name: str, value: gs.Variable, new: dict[int, int], output: gs.Variable, length: int
+        self,
+        helpers: list[gs.Node],
+        name: str,
+        value: gs.Variable,
+        new: dict[int, int],
+        output: gs.Variable,
+        length: int,
     ) -> None:
         """``output`` is ``value`` with the entries ``new`` replaced; the other entries go on being computed."""
         mask, numbers = np.zeros(length, bool), np.zeros(length, np.int64)
         for entry, size in new.items():
             mask[entry], numbers[entry] = True, size
-        inputs = [self._constant(helpers, f"{name}/mask", mask), self._constant(helpers, f"{name}/sizes", numbers), value]
+        inputs = [
+            self._constant(helpers, f"{name}/mask", mask),
+            self._constant(helpers, f"{name}/sizes", numbers),
+            value,
+        ]
         helpers.append(gs.Node("Where", self._name(f"{name}/where"), {}, inputs, [output]))
 
     def _overwrite(self, helpers: list[gs.Node], node: gs.Node, i: int, new: dict[int, int]) -> None:

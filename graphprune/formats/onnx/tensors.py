@@ -29,7 +29,11 @@ def nbytes(tensor: onnx.TensorProto) -> int:
     """Bytes of the data, read off the sizes."""
     count = int(np.prod(tensor.dims, dtype=np.int64))
     name = dtype_name(tensor.data_type)
-    bits = 4 if name in ("int4", "uint4", "float4_e2m1fn") else 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    bits = (
+        4
+        if name in ("int4", "uint4", "float4_e2m1fn")
+        else 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    )
     return (count * bits + 7) // 8
 
 
@@ -87,6 +91,8 @@ def from_array(array: Array, like: onnx.TensorProto, name: str = "") -> onnx.Ten
 
 def without_data(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """Name, type, sizes and documentation, but no bytes."""
-    bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string)
+    bare = onnx.TensorProto(
+        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string
+    )
     bare.metadata_props.extend(tensor.metadata_props)
     return bare

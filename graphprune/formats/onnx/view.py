@@ -63,7 +63,9 @@ def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> 
     attrs = {a.name: _attribute(a) for a in node.attribute}
     if op == "cast":
         attrs["integer"] = attrs.get("to") in _INTEGERS
-    return Node(index, op, node.name, tuple(node.input), tuple(node.output), attrs, node.op_type, tuple(dict.fromkeys(outer)))
+    return Node(
+        index, op, node.name, tuple(node.input), tuple(node.output), attrs, node.op_type, tuple(dict.fromkeys(outer))
+    )
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -119,7 +121,7 @@ def _constant(node: onnx.NodeProto) -> Weight | None:
         if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = np.float32 if "float" in attribute.name else np.int64
             array = np.asarray(onnx.helper.get_attribute_value(attribute), kind)
-            return Weight(name, array.shape, str(array.dtype), lambda: array)
+            return Weight(name, array.shape, str(array.dtype), partial(np.asarray, array))
     return None
 
 
@@ -161,7 +163,9 @@ def _open_values(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> lis
 
 def _tensors_only(proto: onnx.ModelProto, names: list[str]) -> list[str]:
     """Values that are no sequences or optionals, of which there is no shape."""
-    other = {i.name for i in proto.graph.value_info if not i.type.HasField("tensor_type") and i.type.WhichOneof("value")}
+    other = {
+        i.name for i in proto.graph.value_info if not i.type.HasField("tensor_type") and i.type.WhichOneof("value")
+    }
     made = {name for node in proto.graph.node if "Sequence" in node.op_type for name in node.output}
     keep = {"SequenceAt", "SequenceLength", "ConcatFromSequence"}
     plain = {name for node in proto.graph.node if node.op_type in keep for name in node.output}

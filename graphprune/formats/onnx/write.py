@@ -17,7 +17,7 @@ _KEEP_INLINE = 1024
 
 
 def save(model: OnnxModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
-    """Write ``model`` to ``path``; weights go to ``path`+ ".data"`` where they did before or are too large for one file.
+    """Write ``model`` to ``path``, weights to ``path + ".data"`` where they lay outside before or are too large.
 
     Nothing appears under its final name before all bytes are on disk; on any error the partial files are removed.
     """
@@ -27,17 +27,15 @@ def save(model: OnnxModel, path: str | Path, progress: Callable[[float], None] |
     half, half_data = path.with_name(path.name + token), data.with_name(data.name + token)
     external = model.large or model.external
     try:
-        if external:
-            proto = _stream(model, half_data, data.name, progress)
-        else:
-            proto = model.inline()
+        proto = _stream(model, half_data, data.name, progress) if external else model.inline()
         half.write_bytes(proto.SerializeToString())
         if external:
             os.replace(half_data, data)
         os.replace(half, path)
     except OSError as error:
         raise WriteError(
-            f"cannot write {path}: {error.strerror or error}", hint="check the folder, its permissions and the free space"
+            f"cannot write {path}: {error.strerror or error}",
+            hint="check the folder, its permissions and the free space",
         ) from error
     finally:
         for left in (half, half_data):
