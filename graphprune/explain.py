@@ -138,7 +138,7 @@ def _to_reason(analysis: Analysis, atom: Atom, start: Place, neighbours: Neighbo
     reached = [chains[place] for place in goals if place in chains]
     if not reached:
         return []
-    nearest: list[Step] = min(reached, key=lambda steps: len(steps))
+    nearest: list[Step] = min(reached, key=len)
     return [f"  reached from {start[0]!r} through {' > '.join(map(str, nearest)) or 'nothing else'}"]
 
 

@@ -159,7 +159,7 @@ class Proof:
         if error > TOLERANCE:
             noise = self.noise()
             error = self._against(permuted)
-        return self._judge("permutation", f"{len(chosen)} dims permuted, run at {self.sizes}", error, noise)
+        return self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
         """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,19 @@ class Runner:
 
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         try:
-            return dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
+            outputs = dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
         except Exception as error:  # onnxruntime's own classes again
             raise VerifyError(f"ONNX Runtime does not run the model: {first_line(error)}") from error
+        return dict(_arrays(outputs))
+
+
+def _arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+    """Outputs as arrays; the elements of a sequence are numbered."""
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            yield from _arrays({f"{name}[{i}]": element for i, element in enumerate(value)})
+        elif value is not None:
+            yield name, np.asarray(value)
 
 
 def run(model: OnnxModel, *, threads: int = 1) -> Runner:
