@@ -120,8 +120,8 @@ def apply(
 ) -> None:
     """Cut a model as a plan says, prove it, and write it."""
     _check_output(model, output, force)
-    chosen, loaded = Plan.load(plan_file), load(model)
-    _finish(loaded, chosen, model, output, verify, calib, report, as_json, seed, force)
+    chosen, loaded = Plan.load(plan_file), load(model, inputs=_inputs(calib))
+    _finish(loaded, chosen, model, output, verify, report, as_json, seed, force)
 
 
 @app.command()
@@ -148,12 +148,12 @@ def prune(
     """Shrink a model: plan, cut, prove, report."""
     _check_output(model, output, force)
     request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    loaded = load(model)
+    loaded = load(model, inputs=_inputs(calib))
     with _progress() as progress:
         made = loaded.plan(request, score, seed=seed, progress=progress)
     if plan_out:
         _write(plan_out, made.to_json())
-    _finish(loaded, made, model, output, verify, calib, report, as_json, seed, force)
+    _finish(loaded, made, model, output, verify, report, as_json, seed, force)
 
 
 @app.command()
@@ -172,8 +172,8 @@ def verify(
     else:
         if plan_file is None:
             raise UsageError("a pruned model needs the plan it was cut by", hint="give --plan plan.json")
-        loaded = load(model)
-        result = loaded.apply(Plan.load(plan_file), inputs=inputs, seed=seed, latency=False)
+        loaded = load(model, inputs=inputs)
+        result = loaded.apply(Plan.load(plan_file), seed=seed, latency=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
         checks = [*result.report.checks, Check("same file", same, detail)]
@@ -200,7 +200,6 @@ def _finish(
     model: Path,
     output: Path,
     verify: str,
-    calib: Path | None,
     report: Path | None,
     as_json: bool,
     seed: int,
@@ -209,7 +208,7 @@ def _finish(
     if verify not in VERIFY:
         raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
     with _progress() as progress:
-        result = loaded.apply(plan, verify=verify, inputs=_inputs(calib), seed=seed, progress=progress)
+        result = loaded.apply(plan, verify=verify, seed=seed, progress=progress)
         if plan.cuts or force:
             result.save(output, lambda done: progress("writing", done))
             _measure_files(loaded, result, model, output)

@@ -50,7 +50,6 @@ class Loaded:
         plan: Plan,
         *,
         verify: str = "full",
-        inputs: Mapping[str, Any] | None = None,
         seed: int = 0,
         latency: bool = True,
         progress: Progress | None = None,
@@ -58,7 +57,7 @@ class Loaded:
         """Cut as ``plan`` says and prove it; VerifyError, and no result, where a check fails.
 
         ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run
-        twice) or "none". ``inputs`` (arrays by input name) replace random ones in the proof and the drift.
+        twice) or "none".
         """
         if verify not in VERIFY:
             raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
@@ -69,20 +68,13 @@ class Loaded:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
         if verify == "full":
-            proof = self.proof(inputs, seed)
+            proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, _stage(progress, "verifying"))
             _measure(proof, report, pruned, latency=latency)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
         return Result(self.format, pruned, plan, report)
-
-    def proof(self, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> Proof:
-        """The checks on this model, ready to be made, on ``inputs`` or on random ones."""
-        given: list[formats.Trial] = []
-        if inputs is not None:
-            given.append(({}, self.format.check_inputs(self.model, inputs)))
-        return Proof(self.format, self.model, self.analysis, given, seed=seed)
 
 
 @dataclass
@@ -104,8 +96,10 @@ class Result:
         return self.format.save(self.pruned, path, progress)
 
 
-def load(source: Any) -> Loaded:
+def load(source: Any, *, inputs: Mapping[str, Any] | None = None) -> Loaded:
     """Read and analyse ``source`` (a path or an onnx.ModelProto).
+
+    ``inputs`` (arrays by input name) replace random ones wherever the model is run, and set the sizes MACs count at.
 
     >>> import graphprune
     >>> model = graphprune.load("models/digits.onnx")
@@ -114,6 +108,8 @@ def load(source: Any) -> Loaded:
     """
     format = formats.of(source)
     model = format.read(source)
+    if inputs is not None:
+        format.give(model, inputs)
     return Loaded(format, model, analyse(model.graph))
 
 
@@ -143,15 +139,15 @@ def prune(
     (True, True)
     """
     request = Request(keep, params, macs, multiple, floor, tuple(include), tuple(exclude), tuple(allow))
-    loaded = load(source)
+    loaded = load(source, inputs=inputs)
     plan = loaded.plan(request, score, seed=seed, progress=progress)
-    return loaded.apply(plan, verify=verify, inputs=inputs, seed=seed, latency=latency, progress=progress)
+    return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 
 def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:
     """The permutation proof on one model: are its Dims coupled as the analysis says?"""
-    loaded = load(source)
-    proof = loaded.proof(inputs, seed)
+    loaded = load(source, inputs=inputs)
+    proof = Proof(loaded.format, loaded.model, loaded.analysis, seed=seed)
     return [proof.permutation(), proof.runs(loaded.model)]
 
 
@@ -174,7 +170,6 @@ def _measure(proof: Proof, report: Report, pruned: Any, latency: bool) -> None:
     report.drift = proof.drift(after)
     if latency:
         report.latency = proof.format.latency([proof.runner, after], proof.trials[0][1])
-        report.sizes = proof.trials[0][0] or report.sizes
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:

@@ -106,8 +106,8 @@ class Report:
     def _lines(self) -> list[Text]:
         lines = [Text(str(check), style="green" if check.passed else "bold red") for check in self.checks]
         if self.sizes:
-            shown = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
-            lines.append(Text(f"MACs and latency at {shown}", style="dim"))
+            shown = ", ".join(f"{name}={size}" for name, size in self.sizes.items() if not name.startswith("("))
+            lines.append(Text(f"MACs at {shown}", style="dim"))
         return lines + [Text(note, style="yellow") for note in self.notes]
 
     def render(self, suffix: str) -> str:

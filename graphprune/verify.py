@@ -23,7 +23,7 @@ import numpy as np
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, Positions
 from graphprune.errors import VerifyError
-from graphprune.formats import Format, Runner, Trial
+from graphprune.formats import Format, Runner
 from graphprune.graph import Array
 
 TOLERANCE = 1e-4
@@ -72,19 +72,16 @@ def _relative(a: Array, b: Array) -> float:
 class Proof:
     """The checks on one model; the dense model is loaded and run once for all of them.
 
-    ``feeds`` are inputs of the user's to use instead of random ones.
+    Inputs are those given to the model, else random ones.
     """
 
-    def __init__(
-        self, format: Format, model: Any, analysis: Analysis, feeds: Sequence[Trial] = (), *, seed: int = 0
-    ) -> None:
+    def __init__(self, format: Format, model: Any, analysis: Analysis, *, seed: int = 0) -> None:
         self.format = format
         self.model = model
         self.analysis = analysis
         self.seed = seed
         self.runner = format.run(model)
-        self.trials: list[Trial] = list(feeds) or format.trials(model, self.runner, seed)
-        self.given = bool(feeds)
+        self.trials = format.trials(model, self.runner, seed)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
         self._noise: float | None = None
         self._faded = False
@@ -92,8 +89,6 @@ class Proof:
     @property
     def sizes(self) -> str:
         """The dynamic sizes run at, for messages."""
-        if self.given:
-            return "the inputs given"
         shown = [", ".join(f"{name}={size}" for name, size in sizes.items()) for sizes, _ in self.trials]
         return " and ".join(filter(None, shown)) or "its fixed size"
 
@@ -106,7 +101,7 @@ class Proof:
             nudged = self.format.run(self._nudged)
             self._noise = self._against(nudged)
             for style in range(1, STYLES):
-                if self._noise * NOISE_FACTOR <= TOLERANCE or self.given:
+                if self._noise * NOISE_FACTOR <= TOLERANCE or self.model.given:
                     break
                 before = self.trials, self.dense
                 self._look(style)

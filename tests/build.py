@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 OPSET = 21
 """The opset of tests that do not care; the table names another where a rule differs or an op is newer."""
-FEATURES = 6
+FEATURES, OUTPUTS = 6, 4
 
 
 class Net:
@@ -91,18 +91,23 @@ class Net:
     # The two ends of a test.
 
     def free(self, *shape: int, positive: bool = False) -> str:
-        """Random activations all of whose axes may be cut: one matrix product, its columns told apart by a reshape."""
+        """Random activations all of whose axes may be cut: one matrix product, its columns told apart by a reshape.
+
+        No activation is a linear function of the weights, so that a sum over an axis tells its order too.
+        """
         size = math.prod(shape)
         flat = self.op("Gemm", self.input(1, FEATURES), self.weight(FEATURES, size, fan=FEATURES), self.weight(size))
-        if positive:
-            flat = self.op("Softplus", flat)
+        flat = self.op("Softplus", flat) if positive else self.op("Elu", flat, alpha=2.0)
         return self.op("Reshape", flat, self.const(shape))
 
-    def sink(self, name: str, size: int = 4) -> None:
-        """Sum over all axes of a value with random weights, into an output."""
+    def sink(self, name: str, hidden: int = 0) -> None:
+        """Sum over all axes of a value with random weights, into an output; over a ``hidden`` layer where asked for."""
         kind, shape = self._type(name).elem_type, self.shape(name)
         if kind != FLOAT:
             name = self.op("Cast", name, to=FLOAT)
         total = math.prod(shape)
         flat = self.op("Reshape", name, self.const([1, total]))
-        self.output(self.op("MatMul", flat, self.weight(total, size, fan=total)))
+        if hidden:
+            flat = self.op("Tanh", self.op("MatMul", flat, self.weight(total, hidden, fan=total)))
+            total = hidden
+        self.output(self.op("MatMul", flat, self.weight(total, OUTPUTS, fan=total)))

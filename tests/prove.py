@@ -128,10 +128,20 @@ class Subject:
             return "."
         return "~" if all(atom.inexact for atom in free) else "+"
 
-    def scrambled(self, atom: Atom) -> float:
-        """How far the outputs move when positions of ``atom`` are permuted in its first weight and nowhere else."""
-        use = atom.uses[0]
-        turned = {atom.dim: np.roll(np.arange(atom.size), 1)}
+    def scrambled(self, atom: Atom, seen: float, tries: int = 4) -> float:
+        """How far the outputs move when positions of ``atom`` are permuted in its first weight and nowhere else.
+
+        Tries several permutations, until one moves them by more than ``seen``.
+        """
+        moved = 0.0
+        for shift in range(1, tries + 1):
+            if moved <= seen:
+                positions = np.roll(np.arange(atom.size), 1) if shift == 1 else self.random.permutation(atom.size)
+                moved = max(moved, self._moved(atom, positions))
+        return moved
+
+    def _moved(self, atom: Atom, positions: Positions) -> float:
+        use, turned = atom.uses[0], {atom.dim: positions}
         proto = onnx.ModelProto.FromString(self.model.proto.SerializeToString())
         for tensor in proto.graph.initializer:
             if tensor.name == use.weight:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def files() -> dict[str, Callable[[], Path]]:
     """The models, by name: each a function that makes or fetches the file and returns its path."""
     from models import light, real
 
-    found: dict[str, Callable[[], Path]] = {name: lambda name=name: light.light(name) for name in light.LIGHT}
+    found: dict[str, Callable[[], Path]] = {name: partial(light.light, name) for name in light.LIGHT}
     shipped = (real.ocr_rec, real.ocr_det, real.ocr_cls, real.silero_vad)
     exported = (real.mobilenet_v2, real.llama_tiny, real.minilm)
     return found | {loader.__name__: loader for loader in (*shipped, *exported)}
@@ -70,14 +71,13 @@ def check(source: Path, target: Path) -> None:
     """Run both files in ONNX Runtime on inputs that the first one runs on; ValueError where the outputs do not fit."""
     from graphprune.formats import onnx as onnx_format
 
-    dense = onnx_format.read(source)
-    before = onnx_format.run(dense)
-    after = _session(target)
-    for sizes, feeds in onnx_format.trials(dense, before):
-        for name, value in zip(before(feeds), after.run(list(before(feeds)), dict(feeds)), strict=True):
-            expected = before(feeds)[name].shape
-            if value.shape != expected:
-                raise ValueError(f"output {name} is {value.shape} instead of {expected} at {sizes}")
+    model = onnx_format.read(source)
+    before, after = onnx_format.run(model), _session(target)
+    for sizes, feeds in onnx_format.trials(model, before):
+        for name, dense in before(feeds).items():
+            (value,) = after.run([name], dict(feeds))
+            if value.shape != dense.shape:
+                raise ValueError(f"output {name} is {value.shape} instead of {dense.shape} at {sizes}")
 
 
 def attempt(tool: str, source: Path, limit: float) -> tuple[str, str]:

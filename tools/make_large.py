@@ -129,7 +129,7 @@ class _Writer:
 
 
 def _decoder(graph: _Writer, config: Config) -> None:
-    wide = ["batch", "sequence", config.hidden]
+    wide = ("batch", "sequence", config.hidden)
     table = graph.normal("model.embed_tokens.weight", (config.vocab, config.hidden), 1.0)
     x = graph.op("Gather", [table, "input_ids"], "embedded", wide, HALF)
     places = _places(graph, config)
@@ -161,7 +161,8 @@ def _places(graph: _Writer, config: Config) -> tuple[str, str, str]:
     past = graph.op("GreaterOrEqual", [row, step], "past", ["sequence", "sequence"], BOOL)
     nothing = graph.constant("nothing", 0, np.float16)
     never = graph.constant("never", -65504, np.float16)
-    return *tables, graph.op("Where", [past, nothing, never], "mask", ["sequence", "sequence"], HALF)  # type: ignore[return-value]
+    mask = graph.op("Where", [past, nothing, never], "mask", ["sequence", "sequence"], HALF)
+    return tables[0], tables[1], mask
 
 
 def _linear(graph: _Writer, x: str, name: str, inputs: int, outputs: int, scale: float = 1.0) -> str:
@@ -171,7 +172,7 @@ def _linear(graph: _Writer, x: str, name: str, inputs: int, outputs: int, scale:
 
 def _norm(graph: _Writer, x: str, name: str, config: Config) -> str:
     """RMS norm, computed in float32."""
-    wide, one = ["batch", "sequence", config.hidden], ["batch", "sequence", 1]
+    wide, one = ("batch", "sequence", config.hidden), ("batch", "sequence", 1)
     two = graph.constant("two", 2, np.float32)
     least = graph.constant("epsilon", 1e-5, np.float32)
     last = graph.constant("axis_last", [-1])
@@ -195,8 +196,8 @@ def _attention(graph: _Writer, x: str, places: tuple[str, str, str], layer: str,
     k = _rotated(graph, _heads(graph, x, f"{name}.k_proj", groups, config, scale=2.0), (cos, sin), groups, config)
     v = _heads(graph, x, f"{name}.v_proj", groups, config)
     k, v = (_repeated(graph, value, config) for value in (k, v))
-    square, whole = ["batch", heads, "sequence", "sequence"], ["batch", heads, "sequence", head]
-    across = ["batch", heads, head, "sequence"]
+    square, whole = ("batch", heads, "sequence", "sequence"), ("batch", heads, "sequence", head)
+    across = ("batch", heads, head, "sequence")
     k = graph.op("Transpose", [k], f"{name}.k_across", across, HALF, perm=[0, 1, 3, 2])
     scores = graph.op("MatMul", [q, k], f"{name}.scores", square, HALF)
     scale = graph.constant("attention_scale", 1 / math.sqrt(head), np.float16)
@@ -204,7 +205,7 @@ def _attention(graph: _Writer, x: str, places: tuple[str, str, str], layer: str,
     scores = graph.op("Add", [scores, mask], f"{name}.masked", square, HALF)
     shares = graph.op("Softmax", [scores], f"{name}.shares", square, HALF, axis=-1)
     mixed = graph.op("MatMul", [shares, v], f"{name}.mixed", whole, HALF)
-    moved = ["batch", "sequence", heads, head]
+    moved = ("batch", "sequence", heads, head)
     mixed = graph.op("Transpose", [mixed], f"{name}.moved", moved, HALF, perm=[0, 2, 1, 3])
     joined = graph.constant("joined", [0, 0, heads * head])
     flat = graph.op("Reshape", [mixed, joined], f"{name}.flat", ["batch", "sequence", heads * head], HALF)
@@ -216,14 +217,14 @@ def _heads(graph: _Writer, x: str, name: str, heads: int, config: Config, scale:
     flat = _linear(graph, x, name, config.hidden, heads * config.head, scale)
     target = graph.constant(f"cut_{heads}", [0, 0, heads, config.head])
     cut = graph.op("Reshape", [flat, target], f"{name}.cut", ["batch", "sequence", heads, config.head], HALF)
-    shape = ["batch", heads, "sequence", config.head]
+    shape = ("batch", heads, "sequence", config.head)
     return graph.op("Transpose", [cut], f"{name}.heads", shape, HALF, perm=[0, 2, 1, 3])
 
 
 def _rotated(graph: _Writer, x: str, tables: tuple[str, str], heads: int, config: Config) -> str:
     """x * cos + rotate_half(x) * sin"""
-    whole = ["batch", heads, "sequence", config.head]
-    half = ["batch", heads, "sequence", config.head // 2]
+    whole = ("batch", heads, "sequence", config.head)
+    half = ("batch", heads, "sequence", config.head // 2)
     start, middle = graph.constant("start_0", [0]), graph.constant("middle", [config.head // 2])
     last, end = graph.constant("axis_last", [-1]), graph.constant("to_the_end", [2**31])
     left = graph.op("Slice", [x, start, middle, last], f"{x}.left", half, HALF)
@@ -238,17 +239,17 @@ def _rotated(graph: _Writer, x: str, tables: tuple[str, str], heads: int, config
 def _repeated(graph: _Writer, x: str, config: Config) -> str:
     """Each key or value head once for every query head of its group."""
     groups, times, head = config.kv_heads, config.heads // config.kv_heads, config.head
-    single, many = (["batch", groups, n, "sequence", head] for n in (1, times))
+    single, many = (("batch", groups, n, "sequence", head) for n in (1, times))
     apart = graph.op("Unsqueeze", [x, graph.constant("axis_2", [2])], f"{x}.apart", single, HALF)
     copies = graph.constant("copies", [1, 1, times, 1, 1])
     copied = graph.op("Expand", [apart, copies], f"{x}.copied", many, HALF)
     target = graph.constant("repeated", [0, config.heads, -1, head])
-    shape = ["batch", config.heads, "sequence", head]
+    shape = ("batch", config.heads, "sequence", head)
     return graph.op("Reshape", [copied, target], f"{x}.repeated", shape, HALF)
 
 
 def _mlp(graph: _Writer, x: str, layer: str, config: Config) -> str:
-    name, shape = f"{layer}.mlp", ["batch", "sequence", config.mlp]
+    name, shape = f"{layer}.mlp", ("batch", "sequence", config.mlp)
     gate = _linear(graph, x, f"{name}.gate_proj", config.hidden, config.mlp)
     up = _linear(graph, x, f"{name}.up_proj", config.hidden, config.mlp)
     sigmoid = graph.op("Sigmoid", [gate], f"{name}.sigmoid", shape, HALF)

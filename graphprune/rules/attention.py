@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from graphprune.dims import Dim, product
+from graphprune.dims import Dim, product, sum_
 from graphprune.rules.registry import HEAD, HEAD_SIZE, Op, rule
 from graphprune.signature import Layout
 
@@ -44,27 +45,27 @@ def attention(op: Op) -> None:
         op.pin("scale", 1 / math.sqrt(letters["d"].size or 1), letters["d"])
 
 
-def _rest(op: Op, letters: object) -> None:
-    """Mask, past and present keys and values, and the attention matrix."""
-    assert isinstance(letters, dict)
-    k, r, s, t, d, v, b = (letters[c] for c in "krstdvb")
-    past = [layout for layout in op.ins[4:6] if layout]
-    if past or len(op.ins) > 6:
-        for layout in op.ins[3:]:
-            for dim in layout or ():
-                op.freeze(dim, "a mask or cache of growing length")
-    elif len(op.ins) > 3 and op.ins[3] is not None:
-        op.broadcast(op.ins[3], (b, product(k, r), s, t))
+def _rest(op: Op, letters: Mapping[str, Dim]) -> None:
+    """Mask, lengths, past and present keys and values, and the attention matrix."""
+    b, k, r, s, t, d, v = (letters[c] for c in "bkrstdv")
+    mask, *past, lengths = (*op.ins[3:7], *[None] * 4)[:4]
+    total = t
+    if past[0] is not None:
+        total = sum_(past[0][2], t)
+    for layout, width in zip(past, (d, v), strict=True):
+        op.tie_same(layout or (), (b, k, past[0][2], width) if layout and past[0] else ())
+    if mask is not None:
+        op.broadcast(mask, (b, product(k, r), s, total))
     for layout, width in zip(op.outs[1:3], (d, v), strict=False):
-        if layout is not None:
-            op.tie(layout[1], k)
-            op.tie(layout[3], width)
-    if len(op.outs) > 3 and op.outs[3] is not None:
-        op.tie(op.outs[3][1], product(k, r))
-    for layout, width in zip(op.ins[4:6], (d, v), strict=False):
-        if layout is not None:
-            op.tie(layout[1], k)
-            op.tie(layout[3], width)
+        op.tie_same(layout or (), (b, k, total, width) if layout else ())
+    for layout in op.outs[3:4]:
+        op.tie_same(layout or (), (b, product(k, r), s, total) if layout else ())
+    if lengths is not None:
+        op.tie(lengths[0], b)
+    windows = [op.attr(f"{side}_window_size", -1) for side in ("left", "right")]
+    if op.attr("is_causal", 0) or lengths is not None or max(windows) >= 0:
+        for dim in (s, total):
+            op.freeze(dim, "what a query sees depends on its place in the sequence")
 
 
 @rule("rotary_embedding")
@@ -80,8 +81,9 @@ def rotary_embedding(op: Op) -> None:
     if not size or size % 2 or op.attr("rotary_embedding_dim", 0):
         op.freeze_all("only part of the head is rotated, or its heads are not known")
         return
-    half = Dim(size // 2)
-    pair = product(Dim(2), half) if not op.attr("interleaved", 0) else product(half, Dim(2))
+    two, half = Dim(2), Dim(size // 2)
+    op.freeze(two, "its two positions are rotated into each other")
+    pair = product(two, half) if not op.attr("interleaved", 0) else product(half, two)
     op.tie_same(op.x, op.y)
     head = Dim(heads) if flat else op.x[1]
     op.tie(op.x[-1], product(head, pair) if flat else pair)
@@ -89,11 +91,17 @@ def rotary_embedding(op: Op) -> None:
         op.slot("num_heads", 0, head)
     op.role(head, HEAD)
     op.role(half, HEAD_SIZE)
+    _angles(op, (op.x[0], op.x[1] if flat else op.x[2]), half)
+
+
+def _angles(op: Op, places: Layout, half: Dim) -> None:
+    """Angles a place (b, s, d), or a table of them (_, d) and which row is whose (b, s)."""
     for layout in op.ins[1:3]:
-        _cache(op, layout or (), half)
-
-
-def _cache(op: Op, layout: Layout, half: Dim) -> None:
-    op.tie(layout[-1], half)
-    for dim in layout[:-1]:
-        op.freeze(dim, "its positions are places in the sequence")
+        *rows, angle = layout or ()
+        op.tie(angle, half)
+        if len(rows) == 2:
+            op.tie_same(tuple(rows), places)
+        for dim in rows if len(rows) == 1 else ():
+            op.freeze(dim, "its positions are places in the sequence")
+    if len(op.ins) > 3 and op.ins[3] is not None:
+        op.tie_same(op.ins[3], places)

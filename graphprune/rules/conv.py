@@ -23,7 +23,14 @@ rule(
     o=CHANNEL,
     g=CHANNEL,
 )
-rule("conv_integer", text="b i *x, o i *k, , -> b o *y", macs="b o i k y", masked="no", o=CHANNEL)
+rule(
+    "conv_integer",
+    text="b (g i) *x, (g o) i *k, , -> b (g o) *y",
+    sizes={"g": "group"},
+    macs="b g o i k y",
+    o=CHANNEL,
+    g=CHANNEL,
+)
 rule("causal_conv_with_state", text="b c *x, c 1 *k, c, b c * -> b c *, b c *", macs="b c k x", c=CHANNEL)
 rule("average_pool", "lp_pool", text="b c * -> b c *")
 rule("global_average_pool", "global_max_pool", "global_lp_pool", text="b c * -> b c *")

@@ -277,6 +277,8 @@ def gather_elements(op: Op) -> None:
             op.tie(dim, out)
         else:
             op.freeze(dim, "its positions are picked by an index")
+        if i != axis and dim.size != out.size:
+            op.freeze(out, "it goes along an axis that is longer, position by position")
 
 
 @rule("gather_nd")

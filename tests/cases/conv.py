@@ -58,7 +58,7 @@ def _deform(title: str, groups: int, free: str, offset_groups: int = 1) -> None:
             "DeformConv", x, w, offset, net.weight(groups * 3), mask,
             group=groups, offset_group=offset_groups, kernel_shape=[2, 2], name="tested",
         )  # fmt: skip
-        net.sink(made)
+        net.sink(made, hidden=5)
 
     add("deform_conv", title, free, build, opset=19)
 
@@ -96,7 +96,7 @@ _pool("global_lp_pool", "", p=2)
 def max_pool_indices(net: Net) -> None:
     """The indices count over all channels, so the channels stay; the weights around the pool do not."""
     y, where = net.ops("MaxPool", net.free(2, 5, 4, 4), outs=2, kernel_shape=[2, 2], name="tested")
-    net.sink(net.op("Add", net.op("Mul", net.op("Cast", where, to=1), net.const(0.01, np.float32)), y))
+    net.sink(net.op("Add", net.op("Mul", net.op("Cast", where, to=1), net.const(0.01, np.float32)), y), hidden=5)
 
 
 @case("grid_sample", "", "++.. +... -> ++..")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
-from graphprune.formats.onnx.runtime import check_inputs, latency, run, trials
+from graphprune.formats.onnx.runtime import give, latency, run, trials
 from graphprune.formats.onnx.surgery import apply
 from graphprune.formats.onnx.write import disk_bytes, same, save
 
@@ -17,8 +17,8 @@ __all__ = [
     "OnnxModel",
     "apply",
     "check",
-    "check_inputs",
     "disk_bytes",
+    "give",
     "latency",
     "mask",
     "maskable",

@@ -15,6 +15,8 @@ import onnx
 from graphprune.formats.onnx import tensors
 from graphprune.graph import Array, Graph
 
+Trial = tuple[dict[str, int], dict[str, Array]]
+"""Sizes by symbol, and inputs of those sizes by name."""
 INLINE_LIMIT = 1_800_000_000
 """Bytes of weights above which a model is written with external data (a protobuf file ends at 2 GiB)."""
 
@@ -39,12 +41,13 @@ class Edit:
 
 @dataclass
 class OnnxModel:
-    """``proto`` (weights in other files are not loaded), ``folder`` and the ``edits`` of initialisers by name."""
+    """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs."""
 
     proto: onnx.ModelProto
     folder: Path | None = None
     path: Path | None = None
     edits: dict[str, Edit] = field(default_factory=dict)
+    given: Trial | None = None
 
     @cached_property
     def graph(self) -> Graph:

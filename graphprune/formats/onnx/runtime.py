@@ -13,13 +13,12 @@ import onnx
 import onnxruntime
 
 from graphprune.errors import UsageError, VerifyError
-from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.model import OnnxModel, Trial
 from graphprune.formats.onnx.shapes import input_shapes, size_pairs, symbols_of
 from graphprune.formats.onnx.tensors import dtype_name
 from graphprune.graph import Array, Graph
 
 Feeds = Mapping[str, Array]
-Trial = tuple[dict[str, int], dict[str, Array]]
 
 
 def session(model: OnnxModel | onnx.ModelProto, *, optimise: bool = True, threads: int = 1) -> Any:
@@ -133,7 +132,9 @@ STYLES = ((1, 32, False), (1, 128, False), (3, 128, False), (1, 128, True))
 
 
 def trials(model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0) -> list[Trial]:
-    """Two feeds at different dynamic sizes that the model runs on (one where nothing is dynamic, or no two work)."""
+    """The inputs given; else two feeds at different dynamic sizes (one where nothing is dynamic, or no two work)."""
+    if model.given:
+        return [model.given]
     return find_trials(model, model.graph, runner, seed, style)
 
 
@@ -169,24 +170,25 @@ def find_trials(
     return working
 
 
-def check_inputs(model: OnnxModel, inputs: Mapping[str, Any]) -> dict[str, Array]:
-    """``inputs`` as the model takes them; UsageError where one is missing, unknown, or of another rank."""
+def give(model: OnnxModel, inputs: Mapping[str, Any]) -> None:
+    """Use ``inputs`` for every run to come; UsageError where one is missing, unknown, or of another shape."""
     declared = {info.name: info for info in model.proto.graph.input}
     shapes = input_shapes(model.proto)
     if set(inputs) != set(shapes):
         raise UsageError(f"the inputs given are {sorted(inputs)}", hint=f"the model takes {sorted(shapes)}")
-    feeds = {}
+    feeds: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
     for name, value in inputs.items():
         array = np.asarray(value)
-        fits = len(array.shape) == len(shapes[name]) and all(
-            isinstance(want, str) or want == size for want, size in zip(shapes[name], array.shape, strict=True)
-        )
-        if not fits:
+        if len(array.shape) != len(shapes[name]) or not all(
+            sizes.setdefault(want, size) == size if isinstance(want, str) else want == size
+            for want, size in zip(shapes[name], array.shape, strict=True)
+        ):
             raise UsageError(
                 f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}"
             )
         feeds[name] = array.astype(np.dtype(dtype_name(declared[name].type.tensor_type.elem_type)))
-    return feeds
+    model.given = sizes, feeds
 
 
 def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> list[float]:

@@ -1,8 +1,4 @@
-"""Shapes of every value: static inference, then, for what it leaves open, two runs at different sizes.
-
-An axis whose size is the same in both runs is static; one that follows an input takes that input's symbol. Probing
-needs every symbol to vary between the runs; where the model runs at no two sizes tried, unknown stays unknown.
-"""
+"""Shapes that are written in the file or follow by static inference, and the sizes to run a model at."""
 
 from __future__ import annotations
 
@@ -12,18 +8,19 @@ import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.model import OnnxModel, constant_tensor, copy_without_weights
+from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
 from graphprune.graph import Shape
 
 _SMALL = 4096
+_SCALES = 16
 UNKNOWN = "unk__"
 
 
 def skeleton(model: OnnxModel) -> onnx.ModelProto:
-    """The model without the bytes of its weights (small integer ones, which shapes hang on, are kept)."""
+    """The model without the bytes of its weights (small integer ones and scales, which shapes hang on, are kept)."""
     proto = copy_without_weights(model.proto)
     for tensor in model.proto.graph.initializer:
-        small = int(np.prod(tensor.dims, dtype=np.int64)) <= _SMALL and tensor.data_type in (6, 7)
+        small = int(np.prod(tensor.dims, dtype=np.int64)) <= (_SMALL if tensor.data_type in (6, 7) else _SCALES)
         proto.graph.initializer.append(model.tensor(tensor) if small else tensors.without_data(tensor))
     return proto
 
@@ -70,11 +67,6 @@ def input_shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
     return found
 
 
-def is_open(shape: Shape | None) -> bool:
-    """Whether a shape has holes that symbols of the inputs do not explain."""
-    return shape is None or any(isinstance(size, str) and size.startswith(UNKNOWN) for size in shape)
-
-
 def size_pairs(
     symbols: list[str], first_axes: set[str], first_unit: int = 32
 ) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
@@ -96,32 +88,3 @@ def symbols_of(shapes: Mapping[str, Shape]) -> tuple[list[str], set[str]]:
     symbols = list(dict.fromkeys(s for shape in shapes.values() for s in shape if isinstance(s, str)))
     first = {shape[0] for shape in shapes.values() if len(shape) > 1 and isinstance(shape[0], str)}
     return symbols, {str(s) for s in first}
-
-
-def merge(
-    known: Shape | None, seen: tuple[tuple[int, ...], tuple[int, ...]], names: Mapping[tuple[int, int], str]
-) -> Shape:
-    """A shape from two observations; sizes that inference knew stay."""
-    merged: list[int | str] = []
-    for i, (a, b) in enumerate(zip(*seen, strict=True)):
-        before = known[i] if known is not None else f"{UNKNOWN}?"
-        if isinstance(before, int) or not before.startswith(UNKNOWN):
-            merged.append(before)
-        else:
-            merged.append(a if a == b else names.get((a, b), f"({a}|{b})"))
-    return tuple(merged)
-
-
-def with_shape_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with the shapes of ``names`` as its only outputs."""
-    del proto.graph.output[:]
-    for name in names:
-        proto.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}/graphprune_shape"]))
-        output = onnx.helper.make_tensor_value_info(f"{name}/graphprune_shape", onnx.TensorProto.INT64, None)
-        proto.graph.output.append(output)
-    return proto
-
-
-def produced(proto: onnx.ModelProto) -> list[str]:
-    """All values that nodes of the main graph make, Constant nodes apart."""
-    return [name for node in proto.graph.node if constant_tensor(node) is None for name in node.output if name]

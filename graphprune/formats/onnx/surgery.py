@@ -293,12 +293,12 @@ class _Surgeon:
         value: gs.Variable,
         new: dict[int, int],
         output: gs.Variable,
-        length: int,
+        shape: tuple[int, ...],
     ) -> None:
         """``output`` is ``value`` with the entries ``new`` replaced; the other entries go on being computed."""
-        mask, numbers = np.zeros(length, bool), np.zeros(length, np.int64)
+        mask, numbers = np.zeros(shape, bool), np.zeros(shape, np.int64)
         for entry, size in new.items():
-            mask[entry], numbers[entry] = True, size
+            mask.flat[entry], numbers.flat[entry] = True, size
         inputs = [
             self._constant(helpers, f"{name}/mask", mask),
             self._constant(helpers, f"{name}/sizes", numbers),
@@ -310,18 +310,18 @@ class _Surgeon:
         """Input ``i``, a computed shape, with some entries replaced."""
         target = node.inputs[i]
         output = gs.Variable(self._name(f"{node.outputs[0].name}/shape_{i}"))
-        self._pick(helpers, output.name, target, new, output, self._length(target.name))
+        self._pick(helpers, output.name, target, new, output, self._shape(target.name))
         node.inputs[i] = output
 
     def _restore(self, node: gs.Node, old: dict[int, int]) -> list[gs.Node]:
         """A Shape node's result with the old sizes put back."""
         seen, helpers = node.outputs[0], []  # type: gs.Variable, list[gs.Node]
         node.outputs[0] = gs.Variable(self._name(f"{seen.name}/after"))
-        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, self._length(seen.name))
+        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, self._shape(seen.name))
         return helpers
 
-    def _length(self, name: str) -> int:
-        return int((self.analysis.graph.shape(name) or (0,))[0])
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(map(int, self.analysis.graph.shape(name) or ()))
 
     def _value_infos(self, proto: onnx.ModelProto) -> None:
         for info in (*proto.graph.value_info, *proto.graph.input):

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphprune.errors import VerifyError
-from graphprune.formats.onnx import shapes as shapes_
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.model import OnnxModel, constant_tensor
 from graphprune.formats.onnx.names import STANDARD, rule_name
+from graphprune.formats.onnx.probe import probe
+from graphprune.formats.onnx.shapes import skeleton, static_shapes
 from graphprune.graph import Array, Graph, Node, Shape, Value, Weight
 
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
@@ -22,16 +22,11 @@ _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
 def view(model: OnnxModel) -> Graph:
     """Nodes, values and weights of the main graph; shapes by inference, then by probing."""
     proto = model.proto
-    known, dtypes = shapes_.static_shapes(shapes_.skeleton(model))
+    known, dtypes = static_shapes(skeleton(model))
     weights = _weights(model)
     for name, weight in weights.items():
         known[name], dtypes[name] = weight.shape, weight.dtype
-    graph = _graph(proto, weights, known, dtypes, {})
-    if _open_values(model, graph, known):
-        example = _probe(model, graph, known)
-    else:
-        symbols, first = shapes_.symbols_of(shapes_.input_shapes(proto))
-        example = next(shapes_.size_pairs(symbols, first))[0]
+    example = probe(model, _graph(proto, weights, known, dtypes, {}), known)
     return _graph(proto, weights, known, dtypes, example)
 
 
@@ -123,50 +118,3 @@ def _constant(node: onnx.NodeProto) -> Weight | None:
             array = np.asarray(onnx.helper.get_attribute_value(attribute), kind)
             return Weight(name, array.shape, str(array.dtype), partial(np.asarray, array))
     return None
-
-
-def _probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> dict[str, int]:
-    """Fill ``known`` from two runs; returns the sizes of the first run."""
-    from graphprune.formats.onnx import runtime
-
-    symbols, first = shapes_.symbols_of(shapes_.input_shapes(model.proto))
-    fallback = next(shapes_.size_pairs(symbols, first))[0]
-    names = _open_values(model, graph, known)
-    if model.large or (model.external and model.folder is None):
-        return fallback
-    try:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model.inline())
-        loaded = runtime.session(shapes_.with_shape_outputs(copy, _tensors_only(copy, names)), optimise=False)
-        runner = runtime.Runner(loaded)
-        trials = runtime.find_trials(model, graph, runner)
-    except VerifyError:
-        return fallback
-    if symbols and len(trials) < 2:
-        return fallback
-    seen = [runner(feeds) for _, feeds in trials]
-    pairs = {tuple(sizes[s] for sizes, _ in trials): s for s in reversed(symbols)} if len(trials) == 2 else {}
-    for name in names:
-        key = f"{name}/graphprune_shape"
-        if key in seen[0]:
-            a, b = (tuple(int(v) for v in run[key]) for run in (seen[0], seen[-1]))
-            if len(a) == len(b):
-                known[name] = shapes_.merge(known.get(name), (a, b), pairs)  # type: ignore[arg-type]
-    return trials[0][0]
-
-
-def _open_values(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> list[str]:
-    """Values that somebody reads and whose shape has holes."""
-    read = {*graph.consumers, *graph.outputs}
-    return [name for name in shapes_.produced(model.proto) if name in read and shapes_.is_open(known.get(name))]
-
-
-def _tensors_only(proto: onnx.ModelProto, names: list[str]) -> list[str]:
-    """Values that are no sequences or optionals, of which there is no shape."""
-    other = {
-        i.name for i in proto.graph.value_info if not i.type.HasField("tensor_type") and i.type.WhichOneof("value")
-    }
-    made = {name for node in proto.graph.node if "Sequence" in node.op_type for name in node.output}
-    keep = {"SequenceAt", "SequenceLength", "ConcatFromSequence"}
-    plain = {name for node in proto.graph.node if node.op_type in keep for name in node.output}
-    return [name for name in names if name not in other and (name not in made or name in plain)]
