@@ -30,6 +30,7 @@ test: check  ## the checks, then the tests
 	$(BIN)/pytest -x -q
 
 format: .venv/dev.stamp  ## rewrite the code as the checks want it
+	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -39,7 +40,7 @@ bench: .venv/bench.stamp  ## speed of the analysis, a peer on the same files, an
 	$(BIN)/python -m tools.bench_large
 
 docs: .venv/docs.stamp  ## the site, in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove the environment and everything built
 	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -72,13 +72,13 @@ def candidates(analysis: Analysis, request: Request) -> list[Atom]:
     names = {atom: _names(atom) for atom in analysis.prunable}
     every = {name for found in names.values() for name in found} | {n for a in analysis.frozen for n in _names(a)}
     for pattern in (*request.include, *request.exclude):
-        if not any(fnmatchcase(name, pattern) for name in every):
+        if not any(_matches(name, pattern) for name in every):
             raise UsageError(
                 f"the pattern {pattern!r} matches no dim, weight or node", hint="see graphprune inspect for names"
             )
 
     def matches(atom: Atom, patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names[atom])
+        return any(_matches(name, pattern) for pattern in patterns for name in names[atom])
 
     return [
         atom
@@ -88,6 +88,11 @@ def candidates(analysis: Analysis, request: Request) -> list[Atom]:
         and (not request.include or matches(atom, request.include))
         and not matches(atom, request.exclude)
     ]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As in a shell; a name in full matches itself, whatever characters it is made of."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _names(atom: Atom) -> set[str]:

@@ -1,32 +1,24 @@
 """The command line: ``graphprune inspect | plan | apply | prune | verify | ops | scores``.
 
-Errors are one message on standard error and a non-zero exit code; results go to standard output; progress bars show
-only on a terminal. Nothing is written before verification has passed.
+Nothing is written before verification has passed; what is printed and how errors look is in terminal.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from graphprune import catalogue
+from graphprune import catalogue, terminal
 from graphprune.budget import Request
-from graphprune.errors import GraphpruneError, UsageError, WriteError
-from graphprune.explain import network
-from graphprune.pipeline import VERIFY, Loaded, Result, load
+from graphprune.errors import UsageError, VerifyError
+from graphprune.explain import network, to_dot
+from graphprune.pipeline import VERIFY, Loaded, load
 from graphprune.pipeline import verify as verify_model
 from graphprune.plan import Plan
+from graphprune.report import check_suffix
 from graphprune.verify import Check
 
 app = typer.Typer(
@@ -35,10 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Shrink exported neural networks by structured pruning, with a proof that the surgery is right.",
     context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
 )
-err = Console(stderr=True, soft_wrap=True)
-out = Console(soft_wrap=True) if sys.stdout.isatty() else Console(soft_wrap=True, width=150)
-page = Console() if sys.stdout.isatty() else Console(width=150)
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file to read.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
@@ -51,11 +41,12 @@ Floor = Annotated[float, typer.Option(help="Least share of a Dim that stays.")]
 Include = Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")]
 Allow = Annotated[list[str] | None, typer.Option(help="Also cut: hidden (residual stream), head-size, or all.")]
-Seed = Annotated[int, typer.Option(help="Seed of random scores, inputs and permutations.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random scores, inputs and permutations.")]
 Calib = Annotated[Path | None, typer.Option(help="Inputs for proof and drift: an .npz with one array an input.")]
 VerifyMode = Annotated[str, typer.Option("--verify", help="full, structure (nothing is run) or none.")]
 Force = Annotated[bool, typer.Option(help="Write even if nothing was cut, or over the input.")]
 ReportPath = Annotated[Path | None, typer.Option("--report", help="Also write the report: .json, .html, .md or .txt.")]
+_FORCE = "choose another name (--force replaces the model itself)"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -69,13 +60,13 @@ def inspect(
 ) -> None:
     """List every Dim of a model: what it is, where it lives, what it is worth, and why it is frozen if it is."""
     loaded = load(model)
-    if graphml or dot:
-        _write_network(loaded, graphml, dot)
-    elif explain:
-        out.print(Text(loaded.explain(explain)))
+    terminal.guard(_sources(loaded, model), [graphml, dot])
+    _write_network(loaded, graphml, dot)
+    if explain:
+        terminal.print_line(loaded.explain(explain))
     elif as_json:
-        _json(loaded.dims())
-    else:
+        terminal.print_json(loaded.dims())
+    elif not (graphml or dot):
         _print_dims(loaded)
 
 
@@ -98,10 +89,12 @@ def plan(
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
     request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    with _progress() as progress:
-        made = load(model).plan(request, score, seed=seed, progress=progress)
+    loaded = load(model)
+    terminal.guard(_sources(loaded, model), [output])
+    with terminal.progress_bars() as progress:
+        made = loaded.plan(request, score, seed=seed, progress=progress)
     if output:
-        _write(output, made.to_json())
+        terminal.write(output, made.to_json())
     else:
         sys.stdout.write(made.to_json())
 
@@ -119,9 +112,10 @@ def apply(
     force: Force = False,
 ) -> None:
     """Cut a model as a plan says, prove it, and write it."""
-    _check_output(model, output, force)
+    _check_modes(verify, report)
     chosen, loaded = Plan.load(plan_file), load(model, inputs=_inputs(calib))
-    _finish(loaded, chosen, model, output, verify, report, as_json, seed, force)
+    terminal.guard([plan_file, *_sources(loaded, model, calib, force=force)], [output, report], hint=_FORCE)
+    _finish(loaded, chosen, model, output, None, verify, report, as_json, seed, force)
 
 
 @app.command()
@@ -146,14 +140,13 @@ def prune(
     force: Force = False,
 ) -> None:
     """Shrink a model: plan, cut, prove, report."""
-    _check_output(model, output, force)
+    _check_modes(verify, report)
     request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
     loaded = load(model, inputs=_inputs(calib))
-    with _progress() as progress:
+    terminal.guard(_sources(loaded, model, calib, force=force), [output, plan_out, report], hint=_FORCE)
+    with terminal.progress_bars() as progress:
         made = loaded.plan(request, score, seed=seed, progress=progress)
-    if plan_out:
-        _write(plan_out, made.to_json())
-    _finish(loaded, made, model, output, verify, report, as_json, seed, force)
+    _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)
 
 
 @app.command()
@@ -179,7 +172,7 @@ def verify(
         checks = [*result.report.checks, Check("same file", same, detail)]
     _print_checks(checks, as_json)
     if not all(check.passed for check in checks):
-        raise typer.Exit(6)
+        raise typer.Exit(VerifyError.exit_code)
 
 
 @app.command()
@@ -199,35 +192,30 @@ def _finish(
     plan: Plan,
     model: Path,
     output: Path,
+    plan_out: Path | None,
     verify: str,
     report: Path | None,
     as_json: bool,
     seed: int,
     force: bool,
 ) -> None:
-    if verify not in VERIFY:
-        raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
-    with _progress() as progress:
+    wanted = bool(plan.cuts) or force
+    with terminal.progress_bars() as progress:
         result = loaded.apply(plan, verify=verify, seed=seed, progress=progress)
-        if plan.cuts or force:
+        before = loaded.format.disk_bytes(model)
+        if wanted:
             result.save(output, lambda done: progress("writing", done))
-            _measure_files(loaded, result, model, output)
+            result.report.file_bytes = before, loaded.format.disk_bytes(output)
+    if plan_out:
+        terminal.write(plan_out, plan.to_json())
     if report:
-        _write(report, result.report.render(report.suffix))
+        terminal.write(report, result.report.render(report.suffix))
     if as_json:
-        print(result.report.to_json())
+        sys.stdout.write(result.report.to_json() + "\n")
     else:
-        page.print(result.report)
-        done = (
-            f"wrote {output}"
-            if plan.cuts or force
-            else "nothing was cut, so nothing was written (--force writes anyway)"
-        )
-        out.print(Text(done))
-
-
-def _measure_files(loaded: Loaded, result: Result, model: Path, output: Path) -> None:
-    result.report.file_bytes = loaded.format.disk_bytes(model), loaded.format.disk_bytes(output)
+        terminal.print_page(result.report)
+        nothing = "nothing was cut, so nothing was written (--force writes anyway)"
+        terminal.print_line(f"wrote {output}" if wanted else nothing)
 
 
 def _request(
@@ -243,121 +231,94 @@ def _request(
     return Request(keep, params, macs, multiple, floor, tuple(include or ()), tuple(exclude or ()), tuple(allow or ()))
 
 
-def _check_output(model: Path, output: Path, force: bool) -> None:
-    if output.exists() and model.exists() and model.samefile(output) and not force:
-        raise UsageError(f"the output {output} is the input itself", hint="choose another name, or say --force")
-    if output.is_dir():
-        raise WriteError(f"{output} is a folder", hint="name the file to write")
-    if not output.parent.is_dir():
-        raise WriteError(f"there is no folder {output.parent}", hint="make it first")
+def _check_modes(verify: str, report: Path | None) -> None:
+    if verify not in VERIFY:
+        raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
+    if report:
+        check_suffix(report.suffix)
+
+
+def _sources(loaded: Loaded, model: Path, calib: Path | None = None, *, force: bool = False) -> list[Path]:
+    """Files that the run reads: no output may be one of them (with ``force``, the model alone may be replaced)."""
+    return [*([] if force else [model]), *loaded.model.data_files(), *([calib] if calib else [])]
 
 
 def _inputs(calib: Path | None) -> dict[str, Any] | None:
     if calib is None:
         return None
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:
-        with np.load(calib) as arrays:
+        arrays = np.load(calib)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array without a name")
+        with arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        why = getattr(error, "strerror", None) or (str(error) or "it is empty").partition(". ")[0]
         raise UsageError(
-            f"cannot read inputs from {calib}: {error}", hint="an .npz file with one array an input"
+            f"cannot read inputs from {calib}: {why}",
+            hint="give an .npz file with one array an input: numpy.savez(path, name=array)",
         ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside and rename, as models are written."""
-    half = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        half.write_text(text)
-        os.replace(half, path)
-    except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror}", hint="check the folder and its permissions"
-        ) from error
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def _write_network(loaded: Loaded, graphml: Path | None, dot: Path | None) -> None:
+    if not (graphml or dot):
+        return
     import networkx as nx
 
     graph = network(loaded.analysis)
     if graphml:
-        _write(graphml, "\n".join(nx.generate_graphml(graph)) + "\n")
+        terminal.write(graphml, "\n".join(nx.generate_graphml(graph)) + "\n")
     if dot:
-        _write(dot, nx.nx_pydot.to_pydot(graph).to_string())
+        terminal.write(dot, to_dot(graph))
 
 
 def _print_dims(loaded: Loaded) -> None:
-    table = Table(title=str(loaded.analysis).splitlines()[0])
-    for column in ("dim", "kind", "size", "params each", "MACs each", "weights", "state"):
-        table.add_column(
-            column, justify="right" if column in ("size", "params each", "MACs each") else "left", overflow="fold"
-        )
-    for dim in loaded.dims():
-        state = (
-            ("exact" if dim["exact"] else f"normalised: {dim['reason']}")
-            if dim["prunable"]
-            else f"frozen: {dim['reason']}"
-        )
-        places = dict.fromkeys(use["weight"] for use in dim["weights"])
-        shown = ", ".join(list(places)[:2]) + (f" and {len(places) - 2} more" if len(places) > 2 else "")
-        figures = (dim["size"], dim["params_per_position"], dim["macs_per_position"])
-        table.add_row(dim["name"], dim["kind"], *(f"{n:,}" for n in figures), shown, Text(state))
-    page.print(table)
+    rows = [
+        {
+            "dim": dim["name"],
+            "kind": dim["kind"],
+            "size": dim["size"],
+            "params each": dim["params_per_position"],
+            "MACs each": dim["macs_per_position"],
+            "weights": _listed(list(dict.fromkeys(use["weight"] for use in dim["weights"]))),
+            "state": _state(dim),
+        }
+        for dim in loaded.dims()
+    ]
+    title = str(loaded.analysis).splitlines()[0]
+    terminal.print_rows(rows, right=("size", "params each", "MACs each"), title=title)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _state(dim: dict[str, Any]) -> str:
+    if dim["exact"]:
+        return "exact"
+    return f"{'normalised' if dim['prunable'] else 'frozen'}: {dim['reason']}"
 
 
 def _print_checks(checks: list[Check], as_json: bool) -> None:
     if as_json:
-        _json([vars(check) for check in checks])
+        terminal.print_json([vars(check) for check in checks])
         return
     for check in checks:
-        out.print(Text(str(check), style="green" if check.passed else "bold red"))
+        terminal.print_line(str(check), style="green" if check.passed else "bold red")
 
 
 def _print_catalogue(rows: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
-        _json(rows)
-        return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row.values()))
-    page.print(table)
-
-
-def _json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar a stage on standard error, on a terminal only."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=done)
-
-        yield update
+        terminal.print_json(rows)
+    else:
+        terminal.print_rows(rows)
 
 
 def main() -> None:
     """Entry point: every error of ours is one message, Ctrl-C is exit code 130."""
-    try:
-        app(standalone_mode=True)
-    except GraphpruneError as error:
-        err.print(Text(f"graphprune: {error}"))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("graphprune: stopped; nothing was written")
-        sys.exit(130)
-    except MemoryError:
-        err.print("graphprune: out of memory")
-        sys.exit(1)
+    with terminal.messages():
+        app()

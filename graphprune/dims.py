@@ -163,17 +163,16 @@ def tie(a: Dim, b: Dim, node: str = "") -> None:
         _become(a, b)
     elif b.kind == "atom":
         _become(b, a)
-    elif _settle(a, b):
-        return
-    elif _align(a, b, node):
-        b.link = a
-    else:
-        reason = Reason(f"the layouts {a} and {b} do not reconcile", node)
-        freeze(a, reason)
-        freeze(b, reason)
+    elif not _settle(a, b):
+        _align(a, b, node)
+        if a.extent == b.extent:
+            b.link = a
 
 
 def _become(atom: Dim, other: Dim) -> None:
+    if atom.size is None and any(part is atom for part in atoms(other)):
+        freeze(other, Reason("its size would be a multiple of itself"))
+        return
     if atom.reason:
         freeze(other, atom.reason)
     atom.link = other
@@ -189,41 +188,52 @@ def _settle(a: Dim, b: Dim) -> bool:
     return False
 
 
-def _align(a: Dim, b: Dim, node: str) -> bool:
-    if a.kind == b.kind:
-        return (_align_products if a.kind == "product" else _align_sums)(a, b, node)
-    return _align_mixed(a, b, node) if a.kind == "product" else _align_mixed(b, a, node)
+def _align(a: Dim, b: Dim, node: str) -> None:
+    if a.kind != b.kind:
+        _align_mixed(*((a, b) if a.kind == "product" else (b, a)), node)
+    elif a.kind == "product":
+        _align_products(a, b, node)
+    else:
+        _align_sums(a, b, node)
 
 
-def _align_products(a: Dim, b: Dim, node: str) -> bool:
+def _align_products(a: Dim, b: Dim, node: str) -> None:
     """Match radices from the innermost out, splitting a factor n into (n/m · m) where the other side has m."""
     left, right = list(a.parts), list(b.parts)
     while left and right:
         x, y = left.pop(), right.pop()
         if x.size is None or y.size is None:
-            return _align_unknown([*left, x], [*right, y], node)
+            _align_unknown([*left, x], [*right, y], node)
+            return
         if x.size < y.size:
             x, y, left, right = y, x, right, left
         outer, rest = divmod(_size(x), _size(y))
         if rest:
-            return False
+            _give_up(product(*left, x), product(*right, y), node)
+            return
         if outer == 1:
             tie(x, y, node)
         else:
             left.append(Dim(outer))
             tie(x, product(left[-1], y), node)
-    return True
 
 
-def _align_unknown(left: list[Dim], right: list[Dim], node: str) -> bool:
+def _give_up(a: Dim, b: Dim, node: str) -> None:
+    """What is left of two layouts does not reconcile: it stays whole, and what was matched before stands."""
+    reason = Reason(f"the layouts {a} and {b} do not reconcile", node)
+    freeze(a, reason)
+    freeze(b, reason)
+
+
+def _align_unknown(left: list[Dim], right: list[Dim], node: str) -> None:
     """What is left around an unknown size can only be told apart where one side is a single factor."""
     if len(left) > 1 and len(right) > 1:
-        return False
-    tie(product(*left), product(*right), node)
-    return True
+        _give_up(product(*left), product(*right), node)
+    else:
+        tie(product(*left), product(*right), node)
 
 
-def _align_sums(a: Dim, b: Dim, node: str) -> bool:
+def _align_sums(a: Dim, b: Dim, node: str) -> None:
     """Match break points from the front, splitting a term where the other side has a break inside it."""
     left, right = list(a.parts), list(b.parts)
     while left and right:
@@ -232,23 +242,23 @@ def _align_sums(a: Dim, b: Dim, node: str) -> bool:
         if _size(left[0]) > _size(right[0]):
             pieces = _split(left[0], _size(right[0]))
             if pieces is None:
-                return False
+                _give_up(sum_(*left), sum_(*right), node)
+                return
             left[:1] = pieces
         tie(left.pop(0), right.pop(0), node)
-    return True
 
 
-def _align_mixed(prod: Dim, total: Dim, node: str) -> bool:
+def _align_mixed(prod: Dim, total: Dim, node: str) -> None:
     """A product tied to a sum: the outer factor becomes a sum, and each term a product over the same inner factors."""
     outer, *inner = prod.parts
     stride = math.prod(map(_size, inner))
     if any(_size(term) % stride for term in total.parts):
-        return False
+        _give_up(prod, total, node)
+        return
     counts = [Dim(_size(term) // stride) for term in total.parts]
     tie(outer, sum_(*counts), node)
     for term, count in zip(total.parts, counts, strict=True):
         tie(term, product(count, *inner), node)
-    return True
 
 
 def _split(dim: Dim, at: int) -> tuple[Dim, Dim] | None:

@@ -172,8 +172,34 @@ def network(analysis: Analysis) -> nx.Graph:
         name = f"dim {record['name']}"
         state = "prunable" if record["prunable"] else "frozen"
         graph.add_node(name, type="dim", kind=record["kind"], size=record["size"], state=state, reason=record["reason"])
+        axes: dict[str, list[int]] = {}
         for use in record["weights"]:
-            shape = list(analysis.graph.weights[use["weight"]].shape)
-            graph.add_node(use["weight"], type="weight", shape=str(shape))
-            graph.add_edge(name, use["weight"], axis=use["axis"])
+            axes.setdefault(use["weight"], []).append(use["axis"])
+        for weight, where in axes.items():
+            graph.add_node(weight, type="weight", shape=str(list(analysis.graph.weights[weight].shape)))
+            graph.add_edge(name, weight, axes=", ".join(map(str, sorted(set(where)))))
     return graph
+
+
+def to_dot(graph: nx.Graph) -> str:
+    """``graph`` in the DOT language: every name and value quoted, so that nothing a name holds can break it.
+
+    >>> print(to_dot(nx.Graph([('dim "a"', "w:0")])), end="")
+    graph {
+      "dim \\"a\\"";
+      "w:0";
+      "dim \\"a\\"" -- "w:0";
+    }
+    """
+    nodes = [f"  {_quote(name)}{_attributes(data)};" for name, data in graph.nodes(data=True)]
+    edges = [f"  {_quote(a)} -- {_quote(b)}{_attributes(data)};" for a, b, data in graph.edges(data=True)]
+    return "\n".join(["graph {", *nodes, *edges, "}", ""])
+
+
+def _attributes(data: dict[str, Any]) -> str:
+    return f" [{', '.join(f'{key}={_quote(value)}' for key, value in data.items())}]" if data else ""
+
+
+def _quote(value: object) -> str:
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

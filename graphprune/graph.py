@@ -66,7 +66,8 @@ class Node:
 class Graph:
     """Nodes in execution order, values and weights by name, and the names of inputs and outputs.
 
-    ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic.
+    ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic. ``known`` holds
+    numbers that a format gives as inputs though they are arguments (nan where unknown).
     """
 
     nodes: tuple[Node, ...]
@@ -76,6 +77,7 @@ class Graph:
     outputs: tuple[str, ...]
     example: Mapping[str, int] = field(default_factory=dict)
     opset: int = 0
+    known: Mapping[str, Array] = field(default_factory=dict)
 
     @cached_property
     def producers(self) -> dict[str, Node]:

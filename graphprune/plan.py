@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from graphprune.errors import PlanError
 from graphprune.graph import Graph
 
 VERSION = 1
+_RUN = re.compile("[0-9]{1,9}(-[0-9]{1,9})?")
 _SMALL = 64
 MOST = 1 << 24
 """Positions that all Dims of a plan may have together: more than any model has, and few enough to hold in memory."""
@@ -80,7 +82,7 @@ class Plan:
     def load(path: str | Path) -> Plan:
         """Read the plan in the file ``path``."""
         try:
-            return Plan.from_json(Path(path).read_text())
+            return Plan.from_json(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             raise PlanError(f"cannot read the plan {path}: {why}", hint="check the path") from error
@@ -206,6 +208,8 @@ def from_ranges(text: str, size: int = MOST) -> tuple[int, ...]:
     positions: list[int] = []
     least = 0
     for run in filter(None, text.split(",")):
+        if not _RUN.fullmatch(run):
+            raise ValueError(f"{run[:40]!r} is no position and no range")
         first, _, last = run.partition("-")
         start, stop = int(first), int(last or first) + 1
         if not least <= start < stop <= size:

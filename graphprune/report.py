@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,8 +45,8 @@ class Report:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps({**asdict(self), "verified": self.verified}, indent=1, default=str)
+        """The report as JSON; a figure that is not a finite number is null there."""
+        return json.dumps(_finite({**asdict(self), "verified": self.verified}), indent=1, default=str)
 
     def __rich__(self) -> RenderableType:
         return Group(self._figures(), *self._dims(), *self._frozen(), *self._lines())
@@ -85,7 +86,7 @@ class Report:
             table.add_column(column, justify="right" if column in ("before", "after") else "left", overflow="fold")
         for dim in self.dims:
             cells = (dim["name"], dim["kind"], dim["before"], dim["after"], "yes" if dim["exact"] else "normalised")
-            table.add_row(*map(str, cells))
+            table.add_row(*(Text(str(cell)) for cell in cells))
         return [table] if self.dims else []
 
     def _frozen(self) -> list[Table]:
@@ -112,10 +113,8 @@ class Report:
 
     def render(self, suffix: str) -> str:
         """The report as text in the format that a file name ending in ``suffix`` asks for."""
-        writers = {".json": self.to_json, ".html": self.to_html, ".md": self.to_markdown, ".txt": self.__str__}
-        if suffix not in writers:
-            raise UsageError(f"there is no report format {suffix!r}", hint=f"end the name in {', '.join(writers)}")
-        return writers[suffix]()
+        check_suffix(suffix)
+        return _WRITERS[suffix](self)
 
     def to_html(self) -> str:
         """One page that needs nothing else."""
@@ -136,6 +135,29 @@ class Report:
         return "\n".join(lines)
 
 
+_WRITERS: dict[str, Callable[[Report], str]] = {
+    ".json": Report.to_json,
+    ".html": Report.to_html,
+    ".md": Report.to_markdown,
+    ".txt": Report.__str__,
+}
+
+
+def check_suffix(suffix: str) -> None:
+    """UsageError unless a report can be written to a file whose name ends in ``suffix``."""
+    if suffix not in _WRITERS:
+        raise UsageError(f"there is no report format {suffix!r}", hint=f"end the name in {', '.join(_WRITERS)}")
+
+
+def _finite(data: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(item) for item in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
     return name, f"{before:,}", f"{after:,}", f"{after / before:.1%}" if before else ""
 
@@ -143,7 +165,11 @@ def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
 def _markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     names = list(head)
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return lines + ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:

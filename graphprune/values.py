@@ -138,7 +138,7 @@ class Values:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._done: dict[str, Floats | None] = {"": None}
+        self._done: dict[str, Floats | None] = {"": None, **graph.known}
 
     def __call__(self, name: str) -> Floats | None:
         """The values of ``name`` with nan where unknown; None where nothing is known."""

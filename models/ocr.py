@@ -42,6 +42,19 @@ def text_lines(n: int, seed: int = 0) -> list[tuple[Image, str]]:
     return [(_draw(text, rng), text) for text in texts]
 
 
+def batch(images: Sequence[Image]) -> npt.NDArray[np.float32]:
+    """All images as one input of the recogniser, [n, 3, 48, the widest], the shorter ones padded.
+
+    >>> batch([image for image, _ in text_lines(3)]).shape
+    (3, 3, 48, 493)
+    """
+    lines = [_prepare(image)[0] for image in images]
+    result = np.zeros((len(lines), 3, HEIGHT, max(line.shape[2] for line in lines)), dtype=np.float32)
+    for padded, line in zip(result, lines, strict=True):
+        padded[:, :, : line.shape[2]] = line
+    return result
+
+
 def recognise(model: str | Path | bytes, images: Sequence[Image]) -> list[str]:
     """What an ONNX text recogniser (a path or the bytes of a file) reads in each image, without spaces at the ends."""
     import onnxruntime

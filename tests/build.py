@@ -1,12 +1,13 @@
 """Small ONNX models in the making: a `Net` collects nodes and generic weights; every value is a name.
 
-`Net.free` makes a tensor all of whose axes are Dims of the model that may be cut, `Net.sink` sums over all of them: what
-stands between the two is what a test is about.
+`Net.free` makes a tensor all of whose axes are Dims of the model that may be cut, `Net.sink` sums over all of them:
+what stands between the two is what a test is about.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class Net:
         self.weights: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[str] = []
+        self.infos: list[onnx.ValueInfoProto] = []
+        self.domains: list[str] = []
         self._count = 0
 
     def name(self, stem: str) -> str:
@@ -81,8 +84,9 @@ class Net:
     def model(self, *outputs: str) -> onnx.ModelProto:
         """What was built, checked by nobody yet."""
         made = [helper.make_empty_tensor_value_info(name) for name in outputs or self.outputs]
-        graph = helper.make_graph(self.nodes, "test", self.inputs, made, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
+        graph = helper.make_graph(self.nodes, "test", self.inputs, made, self.weights, value_info=self.infos)
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in self.domains)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         for info, found in zip(model.graph.output, inferred.graph.output, strict=True):
             info.type.CopyFrom(found.type)
@@ -100,12 +104,16 @@ class Net:
         flat = self.op("Softplus", flat) if positive else self.op("Elu", flat, alpha=2.0)
         return self.op("Reshape", flat, self.const(shape))
 
-    def sink(self, name: str, hidden: int = 0) -> None:
-        """Sum over all axes of a value with random weights, into an output; over a ``hidden`` layer where asked for."""
-        kind, shape = self._type(name).elem_type, self.shape(name)
-        if kind != FLOAT:
+    def sink(self, name: str, hidden: int = 0, shape: Sequence[int] | None = None) -> None:
+        """Sum over all axes of a value with random weights, into an output; over a ``hidden`` layer where asked for.
+
+        ``shape`` is for ops whose result onnx cannot infer.
+        """
+        if shape is None and self._type(name).elem_type != FLOAT:
             name = self.op("Cast", name, to=FLOAT)
-        total = math.prod(shape)
+        if shape is not None:
+            self.infos.append(helper.make_tensor_value_info(name, FLOAT, shape))
+        total = math.prod(shape or self.shape(name))
         flat = self.op("Reshape", name, self.const([1, total]))
         if hidden:
             flat = self.op("Tanh", self.op("MatMul", flat, self.weight(total, hidden, fan=total)))

@@ -16,7 +16,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from graphprune.analysis import Analysis, Atom, analyse
-from graphprune.dims import Dim, Positions, atoms, is_frozen, resolve, take
+from graphprune.dims import Dim, Positions, atoms, resolve, take
 from graphprune.errors import VerifyError
 from graphprune.formats import onnx as format_
 from graphprune.formats.onnx import OnnxModel
@@ -81,6 +81,18 @@ class Subject:
             kept[atom.dim] = np.sort(self.random.permutation(atom.size)[:count])
         return kept
 
+    def atom(self, size: int) -> Atom:
+        """The only prunable atom of this size."""
+        (found,) = [atom for atom in self.analysis.prunable if atom.size == size]
+        return found
+
+    def pruned(self, chosen: dict[Dim, Positions] | None = None, **keep: Sequence[int]) -> OnnxModel:
+        """The model cut to ``chosen``, or to the positions ``size_7=[0, 3]`` of the only atom of that size."""
+        named = {self.atom(int(name.partition("_")[2])).dim: np.array(kept) for name, kept in keep.items()}
+        made = self.format.apply(self.model, self.analysis, named if chosen is None else chosen)
+        assert isinstance(made, OnnxModel)
+        return made
+
     def checks(self, chosen: dict[Dim, Positions] | None = None) -> list[Check]:
         """All three proofs."""
         chosen = self.cut() if chosen is None else chosen
@@ -108,11 +120,12 @@ class Subject:
 
     def touching(self, node: Node) -> list[Atom]:
         """Prunable atoms that lie on an axis of the node."""
-        found = {atom for group in self.layouts(node) for layout in group for dim in layout or () for atom in atoms(dim)}
+        layouts = [layout for group in self.layouts(node) for layout in group if layout]
+        found = {atom for layout in layouts for dim in layout for atom in atoms(dim)}
         return [atom for atom in self.analysis.prunable if atom.dim in found]
 
     def freedom(self, node: Node) -> str:
-        """One sign an axis: ``+`` may be cut, ``~`` may be cut but not exactly, ``.`` whole; operands in their order."""
+        """One sign an axis: ``+`` may be cut, ``~`` may be cut but not exactly, ``.`` whole."""
         ins, outs = ([self._signs(layout) for layout in group] for group in self.layouts(node))
         return f"{' '.join(ins)} -> {' '.join(outs)}"
 
@@ -148,14 +161,23 @@ class Subject:
                 data = onnx.numpy_helper.to_array(tensor).take(take(use.dim, turned), use.axis)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(data), tensor.name))
         runner = self.format.run(OnnxModel(proto))
-        return max(
-            difference(dense, runner(feeds)) for dense, (_, feeds) in zip(self.proof.dense, self.proof.trials, strict=True)
-        )
+        runs = zip(self.proof.dense, self.proof.trials, strict=True)
+        return max(difference(dense, runner(feeds)) for dense, (_, feeds) in runs)
+
+
+def parameter(model: OnnxModel, name: str, i: int) -> list[int]:
+    """The constant that input ``i`` of the node ``name`` of a written model holds."""
+    node = next(node for node in model.proto.graph.node if node.name == name)
+    return [int(v) for v in np.reshape(model.graph.weights[node.input[i]].load(), -1)]
+
+
+def attribute(model: OnnxModel, name: str, key: str) -> Any:
+    """An attribute of the node ``name`` of a written model, None where it is absent."""
+    node = next(node for node in model.proto.graph.node if node.name == name)
+    found = [onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == key]
+    return found[0] if found else None
 
 
 def describe(layout: Sequence[Dim]) -> str:
     """A layout as text, for known answers."""
     return ", ".join(str(resolve(dim)) for dim in layout)
-
-
-__all__ = ["Subject", "describe", "engine", "is_frozen"]

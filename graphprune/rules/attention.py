@@ -40,7 +40,6 @@ def attention(op: Op) -> None:
     op.role(heads, HEAD)
     for letter in "dv":
         op.role(letters[letter], HEAD_SIZE)
-    op.inexact(letters["t"], "softmax is computed over it")
     if "scale" not in op.node.attrs:
         op.pin("scale", 1 / math.sqrt(letters["d"].size or 1), letters["d"])
 
@@ -54,6 +53,7 @@ def _rest(op: Op, letters: Mapping[str, Dim]) -> None:
         total = sum_(past[0][2], t)
     for layout, width in zip(past, (d, v), strict=True):
         op.tie_same(layout or (), (b, k, past[0][2], width) if layout and past[0] else ())
+    op.inexact(total, "softmax is computed over it")
     if mask is not None:
         op.broadcast(mask, (b, product(k, r), s, total))
     for layout, width in zip(op.outs[1:3], (d, v), strict=False):

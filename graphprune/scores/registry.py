@@ -50,12 +50,19 @@ def score_atoms(
     """
     if name not in SCORES:
         raise UsageError(f"there is no score {name!r}", hint=f"choose one of {', '.join(sorted(SCORES))}")
-    found = SCORES[name].function(analysis, atoms, seed, progress or (lambda done: None))
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
+        found = SCORES[name].function(analysis, atoms, seed, progress or (lambda done: None))
     for atom in atoms:
-        values = found[atom.dim]
-        if not np.isfinite(values).all():
+        if not np.isfinite(found[atom.dim]).all():
             raise UsageError(
-                f"the score {name!r} of {atom.name!r} is not finite: its weights hold NaN or infinity",
+                f"the score {name!r} of {atom.name!r} is not finite: {_culprit(analysis, atom)}",
                 hint="repair the model, or leave the dim out with --exclude",
             )
     return found
+
+
+def _culprit(analysis: Analysis, atom: Atom) -> str:
+    for name in atom.weights:
+        if not np.isfinite(analysis.graph.weights[name].load().astype(np.float64)).all():
+            return f"the weight {name!r} holds NaN or infinity"
+    return "its weights are too large to be squared and added up"

@@ -48,6 +48,12 @@ def layer_norm_no_bias(net: Net) -> None:
     net.sink(net.op("LayerNormalization", net.free(3, 4, 5), net.weight(5), name="tested"))
 
 
+@case("layer_norm", "two axes, scale along the last", "+~~ ~ ~. -> +~~")
+def layer_norm_broadcast(net: Net) -> None:
+    inputs = net.free(3, 4, 5), net.weight(5), net.weight(4, 1)
+    net.sink(net.op("LayerNormalization", *inputs, axis=1, name="tested"))
+
+
 @case("rms_norm", "", "++~ ~ -> ++~", opset=23)
 def rms_norm(net: Net) -> None:
     net.sink(net.op("RMSNormalization", net.free(3, 4, 5), net.weight(5), name="tested"))
@@ -66,7 +72,7 @@ def instance_norm(net: Net) -> None:
 def _group_norm(title: str, free: str, opset: int, groups: int, scales: int) -> None:
     def build(net: Net) -> None:
         inputs = net.free(2, 12, 2, 3), net.weight(scales), net.weight(scales)
-        net.sink(net.op("GroupNormalization", *inputs, num_groups=groups, name="tested"))
+        net.sink(net.op("GroupNormalization", *inputs, num_groups=groups, name="tested"), shape=(2, 12, 2, 3))
 
     add("group_norm", title, free, build, opset=opset)
 
@@ -78,7 +84,8 @@ _group_norm("one group", "+~~~ ~ ~ -> +~~~", 21, 1, 12)
 
 def _mvn(title: str, free: str, **attrs: Any) -> None:
     def build(net: Net) -> None:
-        net.sink(net.op("MeanVarianceNormalization", net.free(2, 5, 3, 3), name="tested", **attrs))
+        x = net.free(2, 5, 3, 3)
+        net.sink(net.op("MeanVarianceNormalization", x, name="tested", **attrs), shape=(2, 5, 3, 3))
 
     add("mean_variance_normalization", title, free, build)
 

@@ -168,7 +168,9 @@ def concat_breaks(net: Net) -> None:
     net.sink(net.op("Add", one, net.op("Concat", net.free(2, 6), net.free(2, 2), axis=1)))
 
 
-def _split(title: str, free: str, opset: int, sizes: Sequence[int] | None, count: int, size: int = 6, **attrs: Any) -> None:
+def _split(title: str, free: str, opset: int, sizes: Sequence[int] | None, count: int, **attrs: Any) -> None:
+    size = attrs.pop("size", 6)
+
     def build(net: Net) -> None:
         x = net.free(3, size, 5)
         inputs = [net.const(sizes)] if sizes is not None and opset >= 13 else []
@@ -181,11 +183,11 @@ def _split(title: str, free: str, opset: int, sizes: Sequence[int] | None, count
 
 
 _split("sizes an attribute", "+++ -> +++ +++", 11, [2, 4], 2)
-_split("sizes an input", "+++ . -> +++ +++ +++", 13, [2, 3, 2], 3, 7)
+_split("sizes an input", "+++ . -> +++ +++ +++", 13, [2, 3, 2], 3, size=7)
 _split("no attribute", "+++ -> +++ +++", 11, None, 2)
 _split("no input", "+++ -> +++ +++", 13, None, 2)
 _split("num_outputs", "+++ -> +++ +++", 18, None, 2, num_outputs=2)
-_split("num_outputs, uneven", "+++ -> +++ +++ +.+", 18, None, 3, 7, num_outputs=3)
+_split("num_outputs, uneven", "+++ -> +++ +++ +.+", 18, None, 3, size=7, num_outputs=3)
 
 
 @case("split", "fused query, key and value", "+++ . -> +++ +++ +++")
@@ -240,7 +242,8 @@ def _resize(title: str, free: str, opset: int, inputs: Sequence[Any], **attrs: A
 _resize("scales", "++.. / . -> ++..", 19, [None, (1, 1, 2, 2)], mode="linear")
 _resize("sizes", "++.+ / / . -> ++.+", 19, [None, None, [2, 5, 6, 4]])
 _resize("sizes of two axes", "++.. / / . -> ++..", 18, [None, None, [6, 8]], axes=[2, 3])
-_resize("sizes that keep the ratio", "++++ / / . -> ++++", 19, [None, None, [2, 5, 6, 8]], keep_aspect_ratio_policy="not_larger")
+_ratio = {"keep_aspect_ratio_policy": "not_larger"}
+_resize("sizes that keep the ratio", "++++ / / . -> ++++", 19, [None, None, [2, 5, 6, 8]], **_ratio)
 _resize("channels resized", "+.+. / . -> +.+.", 19, [None, (1, 2, 1, 2)])
 _resize("opset 10", "++.. . -> ++..", 10, [(1, 1, 2, 2)])
 _resize("opset 11", "++.. . . -> ++..", 11, [(0, 0, 0, 0, 1, 1, 1, 1), (1, 1, 2, 2)])

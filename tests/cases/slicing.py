@@ -136,6 +136,15 @@ def gather_computed(net: Net) -> None:
     net.sink(net.op("Tanh", x))
 
 
+@case("gather", "a computed index of several axes", "+++ .. -> +..+")
+def gather_computed_table(net: Net) -> None:
+    x = net.free(4, 5, 6)
+    size = net.op("Slice", net.op("Shape", x), net.const([1]), net.const([2]))
+    index = net.op("Reshape", net.op("Sub", size, net.const([2])), net.const([1, 1]))
+    net.sink(net.op("Relu", net.op("Gather", x, index, axis=1, name="tested")))
+    net.sink(net.op("Tanh", x))
+
+
 @case("gather_elements", "", "+.+ +++ -> +++")
 def gather_elements(net: Net) -> None:
     index = net.const(net.random.integers(-4, 4, (3, 2, 5)))

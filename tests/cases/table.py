@@ -18,17 +18,13 @@ STANDARD = {rule_name(s.name): s.name for s in onnx.defs.get_all_schemas() if s.
 
 @dataclass(frozen=True)
 class Case:
-    """``build`` makes a model with a node "tested"; ``free`` says what of it may be cut.
-
-    ``blind``: why the outputs cannot tell in which order the positions stand, where they cannot.
-    """
+    """``build`` makes a model with a node "tested"; ``free`` says what of it may be cut."""
 
     op: str
     title: str
     free: str
     build: Build
     opset: int
-    blind: str
 
     def __str__(self) -> str:
         return f"{self.op}-{self.title}" if self.title else self.op
@@ -43,16 +39,16 @@ class Case:
 CASES: list[Case] = []
 
 
-def add(op: str, title: str, free: str, build: Build, *, opset: int = OPSET, blind: str = "") -> None:
+def add(op: str, title: str, free: str, build: Build, *, opset: int = OPSET) -> None:
     """Put one entry into the table."""
-    CASES.append(Case(op, title, free, build, opset, blind))
+    CASES.append(Case(op, title, free, build, opset))
 
 
-def case(op: str, title: str, free: str, *, opset: int = OPSET, blind: str = "") -> Callable[[Build], Build]:
+def case(op: str, title: str, free: str, *, opset: int = OPSET) -> Callable[[Build], Build]:
     """As `add`, as a decorator."""
 
     def register(build: Build) -> Build:
-        add(op, title, free, build, opset=opset, blind=blind)
+        add(op, title, free, build, opset=opset)
         return build
 
     return register

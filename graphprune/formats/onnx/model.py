@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphprune.formats.onnx import tensors
 from graphprune.graph import Array, Graph
@@ -23,7 +25,7 @@ INLINE_LIMIT = 1_800_000_000
 
 @dataclass(frozen=True)
 class Edit:
-    """A weight to be made from ``source``: positions along each axis (None: all), or a scale, or whole new values."""
+    """A weight to be made from ``source``: positions along each axis (None: all), or whole new values."""
 
     source: onnx.TensorProto
     folder: Path | None
@@ -63,13 +65,21 @@ class OnnxModel:
 
     @property
     def external(self) -> bool:
-        """Whether any weight lies beside the file."""
-        return any(tensors.is_external(t) for t in self.proto.graph.initializer)
+        """Whether any weight lies beside the file, or did before it was cut."""
+        return any(tensors.is_external(t) for t in self._sources())
 
     @property
     def large(self) -> bool:
         """Whether the model cannot be one protobuf."""
         return self.bytes > INLINE_LIMIT
+
+    def data_files(self) -> set[Path]:
+        """The files that weights, or what they are cut from, still have to be read from."""
+        return {tensors.data_file(t, self.folder) for t in self._sources() if tensors.is_external(t)}
+
+    def _sources(self) -> Iterator[onnx.TensorProto]:
+        yield from self.proto.graph.initializer
+        yield from (edit.source for edit in self.edits.values())
 
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """``tensor`` with its bytes, edited or read as need be."""
@@ -90,17 +100,38 @@ class OnnxModel:
 
 
 def copy_without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Everything but the graph's initialisers, fields of newer formats included."""
-    weights = list(proto.graph.initializer)
+    """Everything but the graph's initialisers, fields that the installed onnx does not know included."""
     copy = onnx.ModelProto()
-    for field_, value in proto.ListFields():
-        if field_.name != "graph":
-            _copy_field(copy, field_, value)
-    for field_, value in proto.graph.ListFields():
-        if field_.name != "initializer":
-            _copy_field(copy.graph, field_, value)
-    assert len(weights) == len(proto.graph.initializer)
+    for source, target, leave in ((proto, copy, "graph"), (proto.graph, copy.graph, "initializer")):
+        for field_, value in source.ListFields():
+            if field_.name != leave:
+                _copy_field(target, field_, value)
+        unknown = _unknown_fields(source)
+        if unknown:
+            target.MergeFromString(unknown)
     return copy
+
+
+def _unknown_fields(message: Message) -> bytes:
+    """Fields that the installed onnx has no name for, as in a file (but for groups, which nothing writes)."""
+    found = bytearray()
+    for item in UnknownFieldSet(message):
+        number, kind, data = item.field_number, item.wire_type, item.data
+        if kind == 3:
+            continue
+        found += _varint(number << 3 | kind)
+        if kind == 0:
+            found += _varint(data)
+        elif kind == 2:
+            found += _varint(len(data)) + data
+        else:
+            found += data.to_bytes(8 if kind == 1 else 4, "little")
+    return bytes(found)
+
+
+def _varint(number: int) -> bytes:
+    septets = [number >> shift & 0x7F for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([septet | 0x80 for septet in septets[:-1]] + septets[-1:])
 
 
 def _copy_field(target: object, descriptor: object, value: object) -> None:

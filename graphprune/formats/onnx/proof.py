@@ -47,12 +47,13 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.inline())
     position = {id(node): i for i, node in enumerate(analysis.graph.nodes)}
-    real = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
-    extra: dict[str, list[onnx.NodeProto]] = {}
+    everything = list(enumerate(proto.graph.node))
+    real = [(i, n) for i, n in everything if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
+    extra: dict[int, list[onnx.NodeProto]] = {}
     for number, wanted in enumerate(analysis.facts.masks):
         if not touched(wanted.dim, chosen) or not _puts_zeros(analysis, wanted):
             continue
-        node = real[position[id(wanted.node)]]
+        at, node = real[position[id(wanted.node)]]
         value = analysis.graph.values[wanted.node.inputs[wanted.input]]
         zeros = np.zeros(wanted.dim.size or 0)
         zeros[take(wanted.dim, chosen)] = 1
@@ -65,11 +66,10 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
             onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
         ]
         node.input[wanted.input] = f"{name}/masked"
-        extra.setdefault(node.output[0], []).extend(made)
+        extra.setdefault(at, []).extend(made)
     nodes = []
-    for node in proto.graph.node:
-        nodes += extra.get(node.output[0], []) if node.output else []
-        nodes.append(node)
+    for at, node in everything:
+        nodes += [*extra.get(at, []), node]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)

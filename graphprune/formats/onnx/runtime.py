@@ -187,8 +187,19 @@ def give(model: OnnxModel, inputs: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}"
             )
-        feeds[name] = array.astype(np.dtype(dtype_name(declared[name].type.tensor_type.elem_type)))
+        feeds[name] = _converted(name, array, dtype_name(declared[name].type.tensor_type.elem_type))
     model.given = sizes, feeds
+
+
+def _converted(name: str, array: Array, dtype: str) -> Array:
+    """``array`` as the model takes it; UsageError where it holds nothing, something else than numbers, or NaN."""
+    wanted = np.dtype(dtype)
+    if array.dtype != wanted and (array.dtype.kind not in "biuf" or wanted.kind == "O"):
+        raise UsageError(f"input {name!r} holds {array.dtype}", hint=f"the model takes {dtype}")
+    if array.size == 0 or (array.dtype.kind == "f" and np.isnan(array).any()):
+        why = "is empty" if array.size == 0 else "holds NaN"
+        raise UsageError(f"input {name!r} {why}, which proves nothing", hint="give real inputs")
+    return array.astype(wanted)
 
 
 def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> list[float]:

@@ -232,7 +232,8 @@ class _Surgeon:
         changed = _copy(node)
         del changed.attribute[:]
         like = tensor if tensor is not None else onnx.numpy_helper.from_array(data)
-        changed.attribute.append(onnx.helper.make_attribute("value", tensors.from_array(data, like)))
+        value = onnx.helper.make_attribute("value", tensors.from_array(data, like), node.attribute[0].doc_string)
+        changed.attribute.append(value)
         return changed
 
     def _operate(
@@ -264,10 +265,7 @@ class _Surgeon:
         groups = []
         for index, ahead, behind in zip(due, before, after, strict=True):
             group = [next(made) for _ in range(len(ahead) + 1 + len(behind))]
-            keep = group[len(ahead)]
-            original = nodes[index]
-            keep.doc_string = original.doc_string
-            keep.metadata_props.extend(original.metadata_props)
+            group[len(ahead)] = _merge(nodes[index], group[len(ahead)], self.attrs.get(index, {}))
             groups.append(group)
         return groups
 
@@ -336,6 +334,17 @@ class _Surgeon:
 def _keep_minus_one(old: int, new: int | None, place: str) -> int:
     """A reshape target of -1 follows by itself."""
     return old if new is None or (place == "shape" and old == -1) else new
+
+
+def _merge(original: onnx.NodeProto, made: onnx.NodeProto, changed: Iterable[str]) -> onnx.NodeProto:
+    """``original`` with the inputs, outputs and ``changed`` attributes of ``made``; all else as it was."""
+    merged = _copy(original)
+    merged.input[:], merged.output[:] = made.input, made.output
+    fresh = {a.name: a for a in made.attribute if a.name in changed}
+    attributes = [fresh.pop(a.name, a) for a in original.attribute if a.name in fresh or a.name not in changed]
+    del merged.attribute[:]
+    merged.attribute.extend([*attributes, *fresh.values()])
+    return merged
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from onnx import numpy_helper
 
 from graphprune.errors import ReadError
 from graphprune.graph import Array
+
+_NARROW = {"int4": 4, "float4": 4, "int2": 2, "float6": 6}
+"""Bits of element types that are packed; numpy holds one in a byte."""
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -26,27 +30,28 @@ def dtype_name(elem_type: int) -> str:
 
 
 def nbytes(tensor: onnx.TensorProto) -> int:
-    """Bytes of the data, read off the sizes."""
-    count = int(np.prod(tensor.dims, dtype=np.int64))
+    """Bytes of the data, read off the sizes; ReadError for an element type that the installed onnx does not know."""
     name = dtype_name(tensor.data_type)
-    bits = (
-        4
-        if name in ("int4", "uint4", "float4_e2m1fn")
-        else 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-    )
-    return (count * bits + 7) // 8
+    if name == "undefined":
+        raise ReadError(
+            f"weight {tensor.name!r} has the element type {tensor.data_type}, which the installed onnx does not know",
+            hint="upgrade the onnx package; if that does not help, the file is damaged: export it again",
+        )
+    bits = next((bits for stem, bits in _NARROW.items() if stem in name), 8 * np.dtype(name).itemsize)
+    return int(math.prod(tensor.dims) * bits + 7) // 8
 
 
 def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
     """The file beside the model that holds ``tensor``; refuses anything outside the model's folder."""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    location: str = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
     if folder is None:
         raise ReadError(
             f"weight {tensor.name!r} lies in the external file {location!r}, and the model was given without a path",
             hint="pass the path of the .onnx file instead of the loaded model",
         )
     path = folder / location
-    if not location or Path(location).is_absolute() or folder.resolve() not in path.resolve().parents:
+    absent = not location or "\0" in location
+    if absent or Path(location).is_absolute() or folder.resolve() not in path.resolve().parents:
         raise ReadError(
             f"weight {tensor.name!r} points outside the model's folder: {location!r}",
             hint="a model may only name data files in its own folder; this one is refused",
@@ -61,12 +66,19 @@ def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
 
 def check_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
     """ReadError where the data of ``tensor`` are not all there."""
-    path = data_file(tensor, folder)
+    path, wanted = data_file(tensor, folder), nbytes(tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    if path.stat().st_size < int(entries.get("offset", 0)) + nbytes(tensor):
+    offset, length = (entries.get(key, default) for key, default in (("offset", "0"), ("length", str(wanted))))
+    if not (offset.isdecimal() and length == str(wanted)):
         raise ReadError(
-            f"the external data file {path.name!r} is too short for weight {tensor.name!r}",
-            hint="the file is truncated: copy or export it again",
+            f"weight {tensor.name!r} is {wanted} bytes by its sizes; the model says {length} from {offset} on",
+            hint="the model file is damaged: copy or export it again",
+        )
+    size, end = path.stat().st_size, int(offset) + wanted
+    if size < end:
+        raise ReadError(
+            f"the external data file {path.name!r} has {size} bytes; weight {tensor.name!r} ends at {end}",
+            hint="the data file is truncated: copy or export it again",
         )
 
 
@@ -74,7 +86,16 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     """The values of ``tensor``, read now."""
     if is_external(tensor):
         check_external(tensor, folder)
-    return numpy_helper.to_array(tensor, str(folder or ""))
+        here = onnx.TensorProto()
+        here.CopyFrom(tensor)  # onnx before 1.22 keeps the bytes it reads in the tensor it is given
+        tensor = here
+    try:
+        return numpy_helper.to_array(tensor, str(folder or ""))
+    except (ValueError, TypeError) as error:
+        raise ReadError(
+            f"weight {tensor.name!r} of sizes {list(tensor.dims)} cannot be read: {error}",
+            hint="the file is damaged: copy or export it again",
+        ) from error
 
 
 def from_array(array: Array, like: onnx.TensorProto, name: str = "") -> onnx.TensorProto:
@@ -85,8 +106,18 @@ def from_array(array: Array, like: onnx.TensorProto, name: str = "") -> onnx.Ten
     fresh = numpy_helper.from_array(np.ascontiguousarray(array))
     del made.dims[:]
     made.dims.extend(array.shape)
-    made.raw_data = fresh.raw_data
+    if fresh.string_data:
+        made.string_data.extend(fresh.string_data)
+    else:
+        made.raw_data = fresh.raw_data
     return made
+
+
+def raw(tensor: onnx.TensorProto) -> bytes | None:
+    """The bytes of a tensor that holds its data, as they would lie in a file; None for text, which has no such form."""
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    return None if tensor.string_data else numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
 
 
 def without_data(tensor: onnx.TensorProto) -> onnx.TensorProto:

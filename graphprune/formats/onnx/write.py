@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
+from google.protobuf.message import EncodeError
 
 from graphprune.errors import WriteError
 from graphprune.formats.onnx import tensors
@@ -27,20 +29,34 @@ def save(model: OnnxModel, path: str | Path, progress: Callable[[float], None] |
     half, half_data = path.with_name(path.name + token), data.with_name(data.name + token)
     external = model.large or model.external
     try:
+        _check_target(model, path, data if external else None)
         proto = _stream(model, half_data, data.name, progress) if external else model.inline()
         half.write_bytes(proto.SerializeToString())
         if external:
             os.replace(half_data, data)
         os.replace(half, path)
-    except OSError as error:
+    except (OSError, ValueError, EncodeError) as error:
         raise WriteError(
-            f"cannot write {path}: {error.strerror or error}",
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
             hint="check the folder, its permissions and the free space",
         ) from error
     finally:
         for left in (half, half_data):
-            left.unlink(missing_ok=True)
+            with suppress(OSError):
+                left.unlink()
     return path
+
+
+def _check_target(model: OnnxModel, path: Path, data: Path | None) -> None:
+    """WriteError where a file to be written cannot be replaced, or is one that the model still reads weights from."""
+    for target in filter(None, (path, data)):
+        if target.exists() and not target.is_file():
+            raise WriteError(f"{target} is not a file", hint="name the file to write")
+        if target.exists() and any(target.samefile(source) for source in model.data_files()):
+            raise WriteError(
+                f"writing {path} would overwrite {target}, which the model reads its weights from",
+                hint="choose another name or folder for the output",
+            )
 
 
 def _stream(model: OnnxModel, target: Path, name: str, progress: Callable[[float], None] | None) -> onnx.ModelProto:
@@ -52,7 +68,11 @@ def _stream(model: OnnxModel, target: Path, name: str, progress: Callable[[float
             if size < _KEEP_INLINE:
                 proto.graph.initializer.append(model.tensor(tensor))
                 continue
-            raw = _raw(model.tensor(tensor))
+            whole = model.tensor(tensor)
+            raw = tensors.raw(whole)
+            if raw is None:
+                proto.graph.initializer.append(whole)
+                continue
             file.seek(-file.tell() % _ALIGN, os.SEEK_CUR)
             entry = tensors.without_data(tensor)
             _point(entry, name, file.tell(), len(raw))
@@ -62,12 +82,6 @@ def _stream(model: OnnxModel, target: Path, name: str, progress: Callable[[float
             if progress is not None:
                 progress(done / total)
     return proto
-
-
-def _raw(tensor: onnx.TensorProto) -> bytes:
-    if tensor.HasField("raw_data"):
-        return tensor.raw_data
-    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
 
 
 def _point(tensor: onnx.TensorProto, name: str, offset: int, length: int) -> None:
@@ -93,4 +107,10 @@ def same(a: OnnxModel, b: OnnxModel) -> bool:
     if copy_without_weights(a.proto) != copy_without_weights(b.proto):
         return False
     left, right = ({t.name: t for t in m.proto.graph.initializer} for m in (a, b))
-    return left.keys() == right.keys() and all(_raw(a.tensor(left[n])) == _raw(b.tensor(right[n])) for n in left)
+    return left.keys() == right.keys() and all(_alike(a.tensor(left[n]), b.tensor(right[n])) for n in left)
+
+
+def _alike(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
+    """The same values, type, sizes and documentation, wherever the data lie."""
+    plain = tensors.without_data(a) == tensors.without_data(b)
+    return plain and tensors.raw(a) == tensors.raw(b) and a.string_data == b.string_data

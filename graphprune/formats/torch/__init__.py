@@ -1,0 +1,39 @@
+"""Torch modules traced by torch.export: ``read, apply, run, save``, on the same rules as ONNX files."""
+
+from __future__ import annotations
+
+import graphprune.rules.torch  # noqa: F401
+from graphprune.formats.torch.model import TorchModel, native
+from graphprune.formats.torch.proof import (
+    check,
+    disk_bytes,
+    give,
+    latency,
+    mask,
+    maskable,
+    nudge,
+    run,
+    same,
+    save,
+    trials,
+)
+from graphprune.formats.torch.read import read
+from graphprune.formats.torch.surgery import apply
+
+__all__ = [
+    "TorchModel",
+    "apply",
+    "check",
+    "disk_bytes",
+    "give",
+    "latency",
+    "mask",
+    "maskable",
+    "native",
+    "nudge",
+    "read",
+    "run",
+    "same",
+    "save",
+    "trials",
+]

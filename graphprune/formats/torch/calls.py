@@ -1,0 +1,179 @@
+"""ATen calls under the names that rules use: one line a call.
+
+    "conv2d": Call("conv", "input weight bias", group="groups")
+
+says that ``aten.conv2d`` is a ``conv`` whose inputs are the arguments of those names and whose attribute ``group`` is
+the argument ``groups`` (so a slot on ``group`` rewrites that argument). ``@size`` is a list or number given as an
+input, as ONNX gives it; ``*tensors`` a list of tensors. ``=`` fixes an attribute: ``axis="=0"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """How to read one ATen call; ``fix`` changes the attributes where names alone do not do."""
+
+    op: str
+    inputs: str
+    attrs: Mapping[str, str] = field(default_factory=dict)
+    fix: Callable[[dict[str, Any], dict[str, Any], list[int]], None] | None = None
+
+
+CALLS: dict[str, Call] = {}
+
+
+def call(names: str, op: str, inputs: str, fix: Any = None, **attrs: str) -> None:
+    """Register ``names`` (ATen names without overload, or with it where overloads differ)."""
+    for name in names.split():
+        CALLS[name] = Call(op, inputs, attrs, fix)
+
+
+POINTWISE = (
+    "abs acos acosh add addcdiv addcmul and_ asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor "
+    "ceil celu clamp clamp_max clamp_min copysign cos cosh div elu eq erf erfc erfinv exp exp2 expm1 floor floor_divide "
+    "fmod ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 "
+    "log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num "
+    "ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softsign "
+    "sqrt square sub tan tanh threshold trunc where xlogy __and__ __or__ __xor__ true_divide logaddexp log_softmax_ "
+    "alias alpha_dropout bernoulli_ clone contiguous detach detach_ dropout dropout_ feature_dropout lift_fresh_copy to "
+    "_to_copy type_as zeros_like ones_like full_like empty_like hardshrink softshrink conj resolve_conj resolve_neg "
+    "native_dropout float_power lift_fresh fill zero copy"
+)
+for _name in POINTWISE.split():
+    for _variant in (_name, f"{_name}_"):
+        CALLS[_variant] = Call("pointwise", "*")
+
+
+def _transpose(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    perm = list(range(len(shape)))
+    a, b = args.get("dim0", 0), args.get("dim1", 1)
+    if len(shape) > 1:
+        perm[a], perm[b] = perm[b], perm[a]
+    attrs["perm"] = perm
+
+
+def _permute(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    attrs["perm"] = [dim % len(shape) for dim in args["dims"]]
+
+
+def _movedim(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    def listed(dims: Any) -> list[int]:
+        return [d % len(shape) for d in (dims if isinstance(dims, list | tuple) else [dims])]
+
+    source, target = listed(args["source"]), listed(args["destination"])
+    rest = [axis for axis in range(len(shape)) if axis not in source]
+    perm = [-1] * len(shape)
+    for s, t in zip(source, target, strict=True):
+        perm[t] = s
+    attrs["perm"] = [axis if axis >= 0 else rest.pop(0) for axis in perm]
+
+
+def _axes(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    dim = args.get("dim")
+    if dim is not None and dim != []:
+        attrs["axes"] = list(dim) if isinstance(dim, list | tuple) else [dim]
+    attrs["keepdims"] = int(bool(args.get("keepdim", False)))
+
+
+def _slice(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    start, end = args.get("start"), args.get("end")
+    attrs["axes"] = [args.get("dim", 0)]
+    attrs["starts"] = [0 if start is None else start]
+    attrs["ends"] = [2**63 - 1 if end is None else end]
+    attrs["steps"] = [args.get("step", 1)]
+
+
+def _normalized(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    attrs["axis"] = -len(args["normalized_shape"])
+
+
+def _transposed(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    if args.get("transposed"):
+        attrs["op"] = "conv_transpose"
+
+
+def _pad(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    given = list(args["pad"])
+    given += [0] * (2 * len(shape) - len(given))
+    pairs = [(given[2 * i], given[2 * i + 1]) for i in range(len(shape))][::-1]
+    attrs["pads"] = [before for before, _ in pairs] + [after for _, after in pairs]
+    attrs["mode"] = args.get("mode", "constant")
+
+
+def _shuffle(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    attrs.update(blocksize=args.get("upscale_factor", args.get("downscale_factor")), mode="CRD")
+
+
+# Contractions and convolutions.
+call("linear", "linear", "input weight bias")
+call("matmul", "matmul", "self other")
+call("mm bmm", "matmul", "self mat2")
+call("addmm", "gemm", "mat1 mat2 self")
+call("baddbmm", "baddbmm", "self batch1 batch2")
+call("einsum", "einsum", "*tensors", equation="equation")
+call("conv1d conv2d conv3d", "conv", "input weight bias", group="groups")
+call("convolution", "conv", "input weight bias", fix=_transposed, group="groups")
+call("conv_transpose1d conv_transpose2d conv_transpose3d", "conv_transpose", "input weight bias", group="groups")
+# Normalisation.
+call("batch_norm", "batch_norm", "input weight bias running_mean running_var", training_mode="training")
+call("layer_norm rms_norm", "torch_norm", "input weight bias", fix=_normalized, normalized_shape="normalized_shape")
+call("group_norm", "group_norm", "input weight bias", num_groups="num_groups")
+call("instance_norm", "torch_instance_norm", "input weight bias running_mean running_var")
+call("softmax _softmax log_softmax _log_softmax", "softmax", "self", axis="dim")
+call("linalg_vector_norm norm mean var std amax amin logsumexp prod all any", "reduce_mean", "self", fix=_axes)
+call("sum", "reduce_sum", "self", fix=_axes)
+# Pooling and images.
+call(
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d adaptive_max_pool2d reflection_pad2d",
+    "image",
+    "self|input",
+)
+call("max_pool2d_with_indices max_pool1d_with_indices", "max_pool", "self")
+call("grid_sampler grid_sampler_2d", "grid_sample", "input grid")
+call("pixel_shuffle", "depth_to_space", "self", fix=_shuffle)
+call("pixel_unshuffle", "pixel_unshuffle", "self", fix=_shuffle)
+call("im2col unfold_backward", "im2col", "self", kernel="kernel_size")
+# Shapes.
+call("view _unsafe_view", "reshape", "self @size", allowzero="=1")
+call("reshape", "reshape", "self @shape", allowzero="=1")
+call("flatten", "reshape", "self", allowzero="=1")
+call("unflatten", "unflatten", "self", axis="dim", sizes="sizes")
+call("permute", "transpose", "self", fix=_permute)
+call("transpose t swapaxes numpy_T", "transpose", "self", fix=_transpose)
+call("movedim", "transpose", "self", fix=_movedim)
+call("unsqueeze", "unsqueeze", "self", fix=_axes)
+call("squeeze", "squeeze", "self", fix=_axes)
+call("expand", "expand", "self @size")
+call("expand_as view_as", "expand_as", "self other")
+call("repeat", "tile", "self @repeats")
+call("repeat_interleave.self_int", "repeat_interleave", "self", repeats="repeats", axis="dim")
+call("cat concat", "concat", "*tensors", axis="dim")
+call("stack", "stack", "*tensors", axis="dim")
+call("split_with_sizes", "split", "self", axis="dim", split="split_sizes")
+call("split.sizes", "split", "self", axis="dim", split="split_size")
+call("split chunk", "split", "self", axis="dim", split="?sizes")
+call("unbind", "unbind", "self", axis="dim")
+call("slice", "slice", "self", fix=_slice, starts="start", ends="end")
+call("select", "gather", "self @index", axis="dim")
+call("index_select", "gather", "self index", axis="dim")
+call("embedding", "gather", "weight indices", axis="=0")
+call("gather", "gather_elements", "self index", axis="dim")
+call("index", "index", "self *indices")
+call("pad constant_pad_nd", "pad", "self", fix=_pad, pads="pad")
+call("roll flip", "ordered", "self", fix=_axes, axes="dims")
+call("cumsum cumprod", "ordered", "self", fix=_axes)
+call("argmax argmin", "arg_max", "self", axis="dim", keepdims="keepdim")
+call("topk sort", "top_k", "self", axis="dim")
+call("tril triu", "trilu", "self")
+call("zeros ones empty", "filled", "@size")
+call("full", "filled", "@size")
+call("new_zeros new_ones new_empty new_full", "filled", "-self @size")
+call("scaled_dot_product_attention", "sdpa", "query key value attn_mask", gqa="enable_gqa", scale="scale")
+call("lstm gru", "torch_recurrent", "input *hx *params")

@@ -1,0 +1,176 @@
+"""What proofs need of a torch model: running it, a model with positions zeroed, one nudged by a rounding error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim, atoms, take, touched
+from graphprune.errors import UsageError, VerifyError
+from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
+from graphprune.graph import Array
+from graphprune.rules.registry import Mask
+
+Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+def run(model: TorchModel, *, threads: int = 1) -> Runner:
+    """A function from arrays by placeholder name to outputs by number."""
+    places = [node.name for node in model.traced.graph.nodes if node.op == "placeholder"]
+
+    def runner(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = [_tensor(feeds[name], model.inputs.get(name)) for name in places]
+        try:
+            with torch.no_grad():
+                found = torch.fx.Interpreter(model.traced).run(*values, enable_io_processing=False)
+        except Exception as error:
+            raise VerifyError(f"torch does not run the model: {str(error).strip().splitlines()[0][:300]}") from error
+        flat, _ = torch.utils._pytree.tree_flatten(found)
+        return {str(i): _array(value) for i, value in enumerate(flat) if isinstance(value, Tensor)}
+
+    return runner
+
+
+def _tensor(value: Any, example: Any) -> Any:
+    if not isinstance(example, Tensor):
+        return example
+    return torch.as_tensor(np.asarray(value)).to(example.device, example.dtype)
+
+
+def _array(value: Tensor) -> Array:
+    value = value.detach().cpu()
+    return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+
+
+def trials(model: TorchModel, runner: Runner, seed: int = 0, style: int = 0) -> list[Trial]:
+    """The example inputs (floating-point ones scaled in later styles)."""
+    if model.given:
+        return [model.given]
+    scale = (1.0, 3.0, 0.3, 10.0)[style]
+    feeds = {}
+    for name, value in model.inputs.items():
+        if isinstance(value, Tensor):
+            array = _array(value)
+            feeds[name] = array * np.asarray(scale, array.dtype) if array.dtype.kind == "f" else array
+        else:
+            feeds[name] = np.asarray(0)
+    return [({}, feeds)]
+
+
+def give(model: TorchModel, inputs: Mapping[str, Any]) -> None:
+    """Use ``inputs`` (by placeholder name) for every run to come."""
+    if set(inputs) != set(model.inputs):
+        raise UsageError(f"the inputs given are {sorted(inputs)}", hint=f"the model takes {sorted(model.inputs)}")
+    model.given = {}, {name: np.asarray(value) for name, value in inputs.items()}
+
+
+def maskable(analysis: Analysis) -> set[Dim]:
+    """Atoms for which zeroing can be shown to equal removing."""
+    able = {atom.dim for atom in analysis.prunable if not atom.inexact}
+    for mask in analysis.facts.masks:
+        if mask.dim.size is None:
+            able -= set(atoms(mask.dim))
+    return able & {atom for mask in analysis.facts.masks for atom in atoms(mask.dim)}
+
+
+def mask(model: TorchModel, analysis: Analysis, chosen: Chosen) -> TorchModel:
+    """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
+    made = clone(model)
+    graph = made.traced.graph
+    twins = dict(zip(model.traced.graph.nodes, graph.nodes, strict=True))
+    for number, wanted in enumerate(analysis.facts.masks):
+        if not touched(wanted.dim, chosen) or wanted.dim.size is None:
+            continue
+        _mask(made, analysis, wanted, chosen, twins[model.calls[wanted.node.index].node], number)
+    made.traced.recompile()
+    return made
+
+
+def _mask(made: TorchModel, analysis: Analysis, wanted: Mask, chosen: Chosen, node: Any, number: int) -> None:
+    name = wanted.node.inputs[wanted.input]
+    source = next(n for n in node.all_input_nodes if _value_name(made, n) == name)
+    value = analysis.graph.values[name]
+    zeros = torch.zeros(wanted.dim.size or 0)
+    zeros[torch.as_tensor(take(wanted.dim, chosen))] = 1
+    shape = [1] * len(value.shape or ())
+    shape[wanted.axis] = len(zeros)
+    path = f"graphprune_mask_{number}"
+    made.traced.register_buffer(path, zeros.reshape(shape).to(getattr(torch, value.dtype)))
+    with made.traced.graph.inserting_before(node):
+        held = made.traced.graph.get_attr(path)
+        masked = made.traced.graph.call_function(torch.ops.aten.mul.Tensor, (source, held))
+    node.replace_input_with(source, masked)
+
+
+def _value_name(model: TorchModel, node: Any) -> str:
+    if node.op == "get_attr":
+        tensor = stored(model.traced)
+        target = str(node.target)
+        if target in tensor:
+            return target
+        from graphprune.formats.torch.model import attribute
+
+        wanted = attribute(model.traced, target)
+        return next((name for name, value in tensor.items() if value is wanted), target)
+    if getattr(node.target, "__name__", "") == "getitem":
+        return f"{node.args[0].name}.{node.args[1]}"
+    return str(node.name)
+
+
+def nudge(model: TorchModel, analysis: Analysis, seed: int) -> TorchModel:
+    """Every floating-point weight that carries a prunable atom, moved by one unit in the last place."""
+    made = clone(model)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = stored(made.traced)
+    for name in {name for atom in analysis.prunable for name in atom.weights}:
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.is_floating_point():
+            signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+            set_tensor(made.traced, name, tensor.detach() * (1 + signs * torch.finfo(tensor.dtype).eps))
+    return made
+
+
+def check(model: TorchModel) -> None:
+    """The graph is well formed."""
+    try:
+        model.traced.graph.lint()
+    except RuntimeError as error:
+        raise VerifyError(f"the traced graph is broken: {error}") from error
+
+
+def latency(runners: Sequence[Runner], feeds: Mapping[str, Array], seconds: float = 3.0) -> list[float]:
+    """Median seconds of each runner, measured alternately, within a time budget."""
+    times: list[list[float]] = [[] for _ in runners]
+    stop = time.perf_counter() + seconds
+    while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
+        for spent, runner in zip(times, runners, strict=True):
+            start = time.perf_counter()
+            runner(feeds)
+            spent.append(time.perf_counter() - start)
+    return [float(np.median(spent[1:])) for spent in times]
+
+
+def save(model: TorchModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
+    """Export again and write a .pt2 file."""
+    path = Path(path)
+    values = tuple(model.inputs.values())
+    torch.export.save(torch.export.export(model.traced, values, strict=False), str(path))
+    return path
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of the file."""
+    return path.stat().st_size
+
+
+def same(a: TorchModel, b: TorchModel) -> bool:
+    """Whether two models hold the same tensors."""
+    left, right = stored(a.traced), stored(b.traced)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

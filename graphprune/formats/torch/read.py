@@ -1,0 +1,94 @@
+"""From a module (and example inputs), an ExportedProgram, a .pt2 file or a GraphModule to a traced model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphprune.errors import ReadError
+from graphprune.formats.torch.model import TorchModel
+
+
+def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> TorchModel:
+    """Trace ``source`` with torch.export. ``example_inputs`` is a tuple of positional, or a dict of keyword inputs.
+
+    Raises ReadError where torch.export cannot trace the module, with its reason, or where inputs are missing.
+    """
+    if isinstance(source, str | Path):
+        source = torch.export.load(str(source))
+    if isinstance(source, torch.export.ExportedProgram):
+        args, kwargs = source.example_inputs or ((), {})
+        traced = source.module()
+        return _model(traced, args if example_inputs is None else example_inputs, kwargs, source)
+    if example_inputs is None:
+        raise ReadError("a torch module is traced with example inputs", hint="pass example_inputs=(x,) or a dict")
+    args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
+    program = _export(source, args, kwargs, dynamic_shapes)
+    return _model(program.module(), args, kwargs, source)
+
+
+def _tuple(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> Any:
+    training = [name for name, part in module.named_modules() if part.training]
+    module.eval()
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise ReadError(
+            f"torch.export cannot trace {type(module).__name__}: {' '.join(lines[:3])[:500]}",
+            hint="check the example inputs; for control flow that depends on data see torch.export's documentation",
+        ) from error
+    finally:
+        for name in training:
+            module.get_submodule(name).training = True
+
+
+def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], source: Any) -> TorchModel:
+    traced = copy.deepcopy(traced)
+    inline(traced)
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and str(node.target) == "_guards_fn":
+            traced.graph.erase_node(node)
+    traced.recompile()
+    flat, _ = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))
+    places = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    return TorchModel(traced, dict(zip(places, flat, strict=False)), source)
+
+
+def inline(traced: fx.GraphModule) -> None:
+    """Put the bodies of wrap_with_set_grad_enabled and wrap_with_autocast in the place of their calls."""
+    for node in list(traced.graph.nodes):
+        name = getattr(node.target, "__name__", "") or str(node.target)
+        if node.op != "call_function" or "wrap_with_" not in name:
+            continue
+        position = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        body = getattr(traced, str(node.args[position].target))
+        inline(body)
+        mapping = dict(
+            zip((n for n in body.graph.nodes if n.op == "placeholder"), node.args[position + 1 :], strict=True)
+        )
+        with traced.graph.inserting_before(node):
+            outputs = traced.graph.graph_copy(body.graph, mapping)
+        for inner, made in mapping.items():
+            if isinstance(made, fx.Node) and inner.op == "get_attr":
+                _adopt(traced, body, made)
+        listed = outputs if isinstance(outputs, list | tuple) else (outputs,)
+        for user in list(node.users):
+            user.replace_all_uses_with(listed[user.args[1]])
+            traced.graph.erase_node(user)
+        traced.graph.erase_node(node)
+
+
+def _adopt(traced: fx.GraphModule, body: fx.GraphModule, node: fx.Node) -> None:
+    name = f"inlined_{node.name}"
+    setattr(traced, name, getattr(body, str(node.target)))
+    node.target = name

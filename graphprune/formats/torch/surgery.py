@@ -1,0 +1,123 @@
+"""Applying a choice of positions to a traced module: tensors by `take`, arguments that are sizes by slots."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphprune.analysis import Analysis
+from graphprune.dims import Chosen, Dim, size_after, take, touched
+from graphprune.errors import VerifyError
+from graphprune.formats.torch.model import TorchModel, clone, set_tensor, stored
+from graphprune.formats.torch.view import Traced, arguments
+from graphprune.rules.registry import Slot
+
+
+def apply(model: TorchModel, analysis: Analysis, chosen: Chosen) -> TorchModel:
+    """A new model with the positions ``chosen`` of each atom (fewer: a cut; reordered: a permutation)."""
+    made = clone(model)
+    twins = dict(zip(model.traced.graph.nodes, made.traced.graph.nodes, strict=True))
+    _weights(made, model, analysis, chosen)
+    _numbers(model, analysis, chosen, twins)
+    made.traced.graph.lint()
+    made.traced.recompile()
+    return made
+
+
+def _weights(made: TorchModel, model: TorchModel, analysis: Analysis, chosen: Chosen) -> None:
+    tied: dict[int, list[str]] = defaultdict(list)
+    for path, tensor in _all_paths(model.traced):
+        tied[id(tensor)].append(path)
+    originals = stored(model.traced)
+    for name, _, _, layout in analysis.uses:
+        if name not in originals or not any(touched(dim, chosen) for dim in layout):
+            continue
+        data = originals[name].detach()
+        for axis, dim in enumerate(layout):
+            if touched(dim, chosen):
+                data = data.index_select(axis, torch.as_tensor(take(dim, chosen), device=data.device))
+        data = data.clone().contiguous()
+        for path in tied[id(originals[name])]:
+            set_tensor(made.traced, path, data)
+
+
+def _all_paths(module: fx.GraphModule) -> list[tuple[str, torch.Tensor]]:
+    found = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    known = {path for path, _ in found}
+    constants = [(path, tensor) for path, tensor in stored(module).items() if path not in known]
+    return [*found, *constants]
+
+
+def _numbers(model: TorchModel, analysis: Analysis, chosen: Chosen, twins: dict[fx.Node, fx.Node]) -> None:
+    sizes = {dim: len(index) for dim, index in chosen.items()}
+
+    def changed(dim: Dim) -> bool:
+        return touched(dim, sizes) and size_after(dim, sizes) != dim.extent
+
+    places: dict[tuple[int, str | int], list[Slot]] = defaultdict(list)
+    for slot in analysis.facts.slots:
+        places[slot.node.index, slot.place].append(slot)
+    for (index, place), slots in places.items():
+        due = [slot for slot in slots if changed(slot.watch)]
+        if due:
+            traced = model.calls[index]
+            new = {slot.index: -1 if slot.dim.size is None else size_after(slot.dim, sizes) for slot in slots}
+            _write(traced, twins[traced.node], place, new, {slot.index for slot in due})
+    for pin in analysis.facts.pins:
+        if changed(pin.watch):
+            set_argument(twins[model.calls[pin.node.index].node], pin.attr, pin.value)
+
+
+def _write(traced: Traced, node: fx.Node, place: str | int, new: dict[int, int], due: set[int]) -> None:
+    call = traced.call
+    assert call is not None, "slots come from rules, and rules from calls"
+    if isinstance(place, int):
+        words = [word for word in call.inputs.split() if not word.startswith("-")]
+        name = words[place].lstrip("@") if place < len(words) else ""
+    else:
+        name = call.attrs.get(place, "")
+    if name == "?sizes":
+        _explicit_split(node, [new[i] for i in sorted(new)])
+        return
+    old = arguments(node).get(name)
+    if isinstance(old, list | tuple):
+        index = {entry: _entry(old, entry, place) for entry in new}
+        set_argument(node, name, [_pick(value, i, new, due, index) for i, value in enumerate(old)])
+    elif name:
+        set_argument(node, name, new[min(new)])
+
+
+def _entry(old: Any, entry: int, place: str | int) -> int:
+    """Torch pads from the last axis backwards, before and after side by side."""
+    if place != "pads":
+        return entry
+    raise VerifyError("padding of a cut axis is not rewritten yet")
+
+
+def _pick(value: Any, i: int, new: dict[int, int], due: set[int], index: dict[int, int]) -> Any:
+    entry = next((e for e, at in index.items() if at == i), None)
+    if entry is None or entry not in due or value == -1:
+        return value
+    return new[entry]
+
+
+def _explicit_split(node: fx.Node, sizes: list[int]) -> None:
+    """``split`` and ``chunk`` into equal parts become a split into parts of given sizes."""
+    args = arguments(node)
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args = (args["self"], sizes, args.get("dim", 0))
+    node.kwargs = {}
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Set the argument ``name`` of an ATen call, where it stands."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    position = names.index(name)
+    if schema.arguments[position].kwarg_only or position >= len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])

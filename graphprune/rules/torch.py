@@ -1,0 +1,198 @@
+"""Ops that only torch spells this way. Everything else it calls is a rule it shares with ONNX."""
+
+from __future__ import annotations
+
+import math
+
+from graphprune.dims import Dim, product, sum_
+from graphprune.rules.norm import layer_norm
+from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, STATE, Op, rule
+from graphprune.rules.shape import ORDERED, _regroup
+
+rule("image", text="b c * -> b c *")
+
+
+@rule("pointwise")
+def pointwise(op: Op) -> None:
+    """any number of "..." -> "..." """
+    op.ins = [layout for layout in op.ins if layout is not None]
+    op.axes(", ".join(["..."] * len(op.ins)) + " -> ..." + ", ..." * (len(op.outs) - 1))
+
+
+@rule("linear")
+def linear(op: Op) -> None:
+    """ "... i, o i, o -> ... o" """
+    letters = op.axes("... i, o i, o -> ... o", macs="... i o")
+    for letter in "o":
+        if letter in letters:
+            op.role(letters[letter], MLP)
+
+
+@rule("baddbmm")
+def baddbmm(op: Op) -> None:
+    """ "..., b m k, b k n -> b m n" """
+    op.broadcast(op.x, op.y)
+    added, op.ins = op.ins, [None, *op.ins[1:]]
+    letters = op.axes("..., b m k, b k n -> b m n", macs="b m k n")
+    op.ins = added
+    if letters:
+        op.role(letters["b"], HEAD)
+
+
+@rule("torch_norm")
+def torch_norm(op: Op) -> None:
+    """ "... c, c, c -> ... c", inexact over c"""
+    layer_norm(op)
+    axis = op.attr("axis", -1)
+    for i, dim in enumerate(op.x[axis:]):
+        op.slot("normalized_shape", i, dim)
+
+
+@rule("torch_instance_norm")
+def torch_instance_norm(op: Op) -> None:
+    """ "b c *, c, c, c, c -> b c *", inexact over the rest"""
+    op.axes("b c *, c, c, c, c -> b c *")
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(op: Op) -> None:
+    """ "b c * -> b (c r) *", r the block squared"""
+    block = op.attr("blocksize", 1) ** 2
+    inside = Dim(block)
+    op.freeze(inside, "its positions are places in the image")
+    op.tie(op.x[0], op.y[0])
+    op.tie(product(op.x[1], inside), op.y[1])
+    op.speak_of(op.x[1])
+
+
+@rule("im2col")
+def im2col(op: Op) -> None:
+    """ "b c * -> b (c r) _", r the elements of the kernel"""
+    inside = Dim(math.prod(op.attr("kernel", [1])))
+    op.freeze(inside, "its positions are places in the kernel")
+    op.tie(op.x[0], op.y[0])
+    op.tie(product(op.x[1], inside), op.y[1])
+    op.speak_of(op.x[1])
+
+
+@rule("unflatten")
+def unflatten(op: Op) -> None:
+    """one axis as a product"""
+    axis = op.attr("axis", 0) % len(op.x)
+    _regroup(op, op.x, op.y)
+    for i in range(len(op.attr("sizes", []))):
+        op.slot("sizes", i, op.y[axis + i])
+
+
+@rule("expand_as")
+def expand_as(op: Op) -> None:
+    """ "..., ... -> ..." """
+    for layout in op.ins:
+        op.broadcast(layout or (), op.y)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(op: Op) -> None:
+    """an axis n with every position repeated r times is the product (n r)"""
+    axis = op.attr("axis", 0) % len(op.x)
+    copies = Dim(op.attr("repeats", 1))
+    op.tie_same(op.x, op.y, leave=[axis])
+    op.tie(product(op.x[axis], copies), op.y[axis])
+    op.speak_of(op.x[axis])
+    op.slot("repeats", 0, copies)
+
+
+@rule("stack")
+def stack(op: Op) -> None:
+    """a new axis; all others are the same"""
+    axis = op.attr("axis", 0) % len(op.y)
+    rest = (*op.y[:axis], *op.y[axis + 1 :])
+    for layout in op.ins:
+        op.tie_same(layout or (), rest)
+    op.tie(op.y[axis], sum_(*(Dim(1) for _ in op.ins)))
+
+
+@rule("unbind")
+def unbind(op: Op) -> None:
+    """an axis taken apart; all others are the same"""
+    axis = op.attr("axis", 0) % len(op.x)
+    rest = (*op.x[:axis], *op.x[axis + 1 :])
+    for layout in op.outs:
+        if layout is not None:
+            op.tie_same(rest, layout)
+    op.tie(op.x[axis], sum_(*(Dim(1) for _ in op.outs)))
+
+
+@rule("ordered")
+def ordered(op: Op) -> None:
+    """ "... _ ... -> ... _ ...": the order along `axes` counts"""
+    op.tie_same(op.x, op.y)
+    for axis in op.attr("axes", range(len(op.x))) or range(len(op.x)):
+        op.freeze(op.x[axis], ORDERED)
+
+
+@rule("index")
+def index(op: Op) -> None:
+    """indexed axes stay whole; the axes before and behind them pass through"""
+    indexed = [i for i, name in enumerate(op.node.inputs[1:]) if name]
+    if not indexed or indexed != list(range(indexed[0], indexed[-1] + 1)):
+        op.freeze_all("it is indexed at several places")
+        return
+    first, last = indexed[0], indexed[-1]
+    width = max(len(op.ins[1 + i] or ()) for i in indexed)
+    for i in indexed:
+        op.freeze(op.x[i], "its positions are picked by an index")
+        op.broadcast(op.ins[1 + i] or (), op.y[first : first + width])
+    op.tie_same(op.x[:first], op.y[:first])
+    op.tie_same(op.x[last + 1 :], op.y[first + width :])
+
+
+@rule("filled")
+def filled(op: Op) -> None:
+    """a constant along every axis: each is a Dim of its own"""
+    for dim in (op.ins[-1] or ()) if op.ins else ():
+        op.freeze(dim, "it lists axes")
+    op.speak_of(*op.y)
+    for i, dim in enumerate(op.y):
+        op.slot(len(op.node.inputs) - 1, i, dim)
+
+
+@rule("sdpa")
+def sdpa(op: Op) -> None:
+    """ "... h s d, ... k t d, ... k t v, ... -> ... h s v", h = (k r) with grouped queries, softmax over t"""
+    query, key, value = (layout or () for layout in op.ins[:3])
+    grouped = bool(op.attr("gqa")) and len(query) > 2
+    heads, s = query[:-1], len(query) - 2
+    op.tie(query[-1], key[-1])
+    op.tie(value[-1], op.y[-1])
+    op.tie(key[-2], value[-2])
+    op.tie(query[s], op.y[s])
+    lead = len(query) - 3 if grouped else len(query) - 2
+    for layout in (query, key, value):
+        op.broadcast(layout[:lead], op.y[:lead])
+    if grouped and query[-3].size and key[-3].size and query[-3].size % key[-3].size == 0:
+        copies = Dim(query[-3].size // key[-3].size)
+        op.tie(key[-3], value[-3])
+        op.tie(query[-3], op.y[-3])
+        op.tie(query[-3], product(key[-3], copies))
+        op.speak_of(key[-3])
+    if len(op.ins) > 3 and op.ins[3] is not None:
+        op.broadcast(op.ins[3], (*heads[:-1], query[s], key[-2]))
+    op.inexact(key[-2], "softmax is computed over it")
+    for dim in heads[:-1][1:]:
+        op.role(dim, HEAD)
+    for dim in (query[-1], value[-1]):
+        op.role(dim, HEAD_SIZE)
+    op.mask(0, len(query) - 1)
+    op.macs(1, *query, key[-2])
+    op.macs(1, *op.y, key[-2])
+    if op.attr("scale") is None:
+        op.pin("scale", 1 / math.sqrt(query[-1].size or 1), query[-1])
+
+
+@rule("torch_recurrent")
+def torch_recurrent(op: Op) -> None:
+    """LSTM and GRU with their states and the flat list of their weights: frozen, layers share one state tensor"""
+    op.freeze_all("its layers keep their states in one tensor")
+    for layout in op.outs[:1]:
+        op.role((layout or (Dim(1),))[-1], STATE)
