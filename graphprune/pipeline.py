@@ -42,7 +42,7 @@ class Loaded:
         """Score, allocate, and write down which positions stay. Nothing is changed."""
         wanted = candidates(self.analysis, request)
         scores = score_atoms(self.analysis, wanted, score, seed=seed, progress=_stage(progress, f"scoring by {score}"))
-        chosen = allocate(self.analysis, wanted, scores, request) if wanted else {}
+        chosen = allocate(self.analysis, wanted, scores, request) if self.analysis.prunable else {}
         return make_plan(self.analysis, chosen, score, _asked(request, seed))
 
     def apply(
@@ -74,30 +74,43 @@ class Loaded:
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
-        return Result(self.format, pruned, plan, report)
+        return Result(self, pruned, plan, report)
 
 
 @dataclass
 class Result:
-    """A pruned model with its plan and report. ``model`` is the native object (an onnx.ModelProto for ONNX)."""
+    """A pruned model with its plan and report."""
 
-    format: formats.Format
+    loaded: Loaded
     pruned: Any
     plan: Plan
     report: Report
 
     @property
     def model(self) -> Any:
-        """The pruned model itself."""
-        return self.format.native(self.pruned)
+        """The pruned model itself: an onnx.ModelProto, or for torch a GraphModule that trains and exports again."""
+        return self.loaded.format.native(self.pruned)
 
     def save(self, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
-        """Write the pruned model to ``path`` (beside it first, then renamed)."""
-        return self.format.save(self.pruned, path, progress)
+        """Write the pruned model to ``path`` (beside it first, then renamed): .onnx, or .pt2 for torch."""
+        return self.loaded.format.save(self.pruned, path, progress)
+
+    def in_place(self) -> Any:
+        """Cut the torch module itself that was given, and return it.
+
+        VerifyError, with the module as it was, where the cut module does not compute what ``model`` computes.
+        """
+        chosen = self.plan.chosen(self.loaded.analysis)
+        return self.loaded.format.cut_in_place(self.loaded.model, self.pruned, self.loaded.analysis, chosen)
 
 
-def load(source: Any, *, inputs: Mapping[str, Any] | None = None) -> Loaded:
-    """Read and analyse ``source`` (a path or an onnx.ModelProto).
+def load(
+    source: Any, *, inputs: Mapping[str, Any] | None = None, example_inputs: Any = None, dynamic_shapes: Any = None
+) -> Loaded:
+    """Read and analyse ``source``: a path, an onnx.ModelProto, or a torch module, ExportedProgram or .pt2 file.
+
+    A torch module is traced by torch.export with ``example_inputs`` (and ``dynamic_shapes``, as torch.export takes
+    them).
 
     ``inputs`` (arrays by input name) replace random ones wherever the model is run, and set the sizes MACs count at.
 
@@ -107,7 +120,8 @@ def load(source: Any, *, inputs: Mapping[str, Any] | None = None) -> Loaded:
     4
     """
     format = formats.of(source)
-    model = format.read(source)
+    traced = {"example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes}
+    model = format.read(source, **{name: value for name, value in traced.items() if value is not None})
     if inputs is not None:
         format.give(model, inputs)
     return Loaded(format, model, analyse(model.graph))
@@ -116,6 +130,8 @@ def load(source: Any, *, inputs: Mapping[str, Any] | None = None) -> Loaded:
 def prune(
     source: Any,
     *,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
     keep: float | None = None,
     params: float | None = None,
     macs: float | None = None,
@@ -139,7 +155,7 @@ def prune(
     (True, True)
     """
     request = Request(keep, params, macs, multiple, floor, tuple(include), tuple(exclude), tuple(allow))
-    loaded = load(source, inputs=inputs)
+    loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     plan = loaded.plan(request, score, seed=seed, progress=progress)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 

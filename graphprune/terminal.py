@@ -52,7 +52,8 @@ def messages() -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  what waits in the old one can go nowhere
-        _exit(f"reading or writing failed: {error.strerror or error}{where}", WriteError.exit_code)
+        message = f"reading or writing failed: {error.strerror or error}{where}"
+        _exit(f"{message}\nWhat to do: check the disk and its free space", WriteError.exit_code)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -7,7 +7,7 @@ onnx's reference implementation runs it instead, before the cut and after it ali
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -94,13 +94,21 @@ class Subject:
         return made
 
     def checks(self, chosen: dict[Dim, Positions] | None = None) -> list[Check]:
-        """All three proofs."""
+        """All three proofs; one that cannot even run has failed."""
         chosen = self.cut() if chosen is None else chosen
+        pruned = self.format.apply(self.model, self.analysis, chosen)
+        return [
+            self._settled("permutation", self.proof.permutation),
+            self._settled("zero equals cut", lambda: self.proof.zero_equals_cut(chosen)),
+            self._settled("loads and runs", lambda: self.proof.runs(pruned)),
+        ]
+
+    @staticmethod
+    def _settled(name: str, check: Callable[[], Check]) -> Check:
         try:
-            pruned = self.format.apply(self.model, self.analysis, chosen)
-            return [self.proof.permutation(), self.proof.zero_equals_cut(chosen), self.proof.runs(pruned)]
+            return check()
         except VerifyError as error:
-            return [Check("runs", False, error.what)]
+            return Check(name, False, error.what)
 
     def failures(self, chosen: dict[Dim, Positions] | None = None) -> list[str]:
         """What did not pass."""

@@ -37,7 +37,7 @@ class Model(Protocol):
 class Format(Protocol):
     """A module with these functions is a format."""
 
-    def read(self, source: Any) -> Any: ...
+    def read(self, source: Any, **how: Any) -> Any: ...
     def apply(self, model: Any, analysis: Analysis, chosen: Chosen) -> Any: ...
     def save(self, model: Any, path: str | Path, progress: Callable[[float], None] | None = None) -> Path: ...
     def run(self, model: Any, *, threads: int = 1) -> Runner: ...
@@ -50,15 +50,26 @@ class Format(Protocol):
     def latency(self, runners: list[Runner], feeds: Feeds) -> list[float]: ...
     def native(self, model: Any) -> Any: ...
     def disk_bytes(self, path: Path) -> int: ...
+    def cut_in_place(self, model: Any, pruned: Any, analysis: Analysis, chosen: Chosen) -> Any: ...
     def same(self, a: Any, b: Any) -> bool: ...
 
 
 def of(source: Any) -> Format:
     """The format that reads ``source``: a path, or a model already in memory."""
     module = type(source).__module__.partition(".")[0]
+    bases = {base.__module__.partition(".")[0] for base in type(source).__mro__}
+    if "torch" in bases or (isinstance(source, str | Path) and str(source).endswith(".pt2")):
+        return _torch()
     if isinstance(source, str | Path) or module == "onnx":
         return import_module("graphprune.formats.onnx")
     raise ReadError(
         f"cannot read a {type(source).__module__}.{type(source).__qualname__}",
-        hint="pass the path of an .onnx file, or an onnx.ModelProto",
+        hint="pass the path of an .onnx or .pt2 file, an onnx.ModelProto, or a torch module with example_inputs",
     )
+
+
+def _torch() -> Format:
+    try:
+        return import_module("graphprune.formats.torch")
+    except ModuleNotFoundError as error:
+        raise ReadError("torch models need torch", hint='pip install "graphprune[torch]"') from error

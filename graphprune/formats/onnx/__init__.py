@@ -11,12 +11,13 @@ from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.runtime import give, latency, run, trials
 from graphprune.formats.onnx.surgery import apply
-from graphprune.formats.onnx.write import disk_bytes, same, save
+from graphprune.formats.onnx.write import cut_in_place, disk_bytes, same, save
 
 __all__ = [
     "OnnxModel",
     "apply",
     "check",
+    "cut_in_place",
     "disk_bytes",
     "give",
     "latency",

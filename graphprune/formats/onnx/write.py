@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import EncodeError
 
-from graphprune.errors import WriteError
+from graphprune.errors import UsageError, WriteError
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
 
@@ -114,3 +114,8 @@ def _alike(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
     """The same values, type, sizes and documentation, wherever the data lie."""
     plain = tensors.without_data(a) == tensors.without_data(b)
     return plain and tensors.raw(a) == tensors.raw(b) and a.string_data == b.string_data
+
+
+def cut_in_place(model: OnnxModel, pruned: OnnxModel, analysis: object, chosen: object) -> None:
+    """UsageError: a file is written anew."""
+    raise UsageError("an ONNX model is not cut in place", hint="use result.model, or result.save(path)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphprune.rules.torch  # noqa: F401
+from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
 from graphprune.formats.torch.proof import (
     check,
@@ -24,6 +25,7 @@ __all__ = [
     "TorchModel",
     "apply",
     "check",
+    "cut_in_place",
     "disk_bytes",
     "give",
     "latency",

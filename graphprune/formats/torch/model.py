@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,15 @@ Trial = tuple[dict[str, int], dict[str, Array]]
 
 @dataclass
 class TorchModel:
-    """``traced`` keeps the parameter names of ``source``; ``inputs`` are the example tensors by placeholder name."""
+    """``traced`` keeps the parameter names of ``source``; ``inputs`` are the example tensors by placeholder name.
+
+    ``called`` are the arguments that ``source`` itself takes.
+    """
 
     traced: fx.GraphModule
     inputs: dict[str, Any]
     source: Any = None
+    called: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     given: Trial | None = field(default=None)
 
     @cached_property
@@ -43,6 +48,10 @@ class TorchModel:
     def bytes(self) -> int:
         """Bytes of all parameters and buffers, tied ones once."""
         return sum(t.numel() * t.element_size() for t in stored(self.traced).values())
+
+    def data_files(self) -> set[Path]:
+        """None: all tensors are in memory."""
+        return set()
 
     @property
     def large(self) -> bool:
@@ -85,7 +94,7 @@ def set_tensor(module: Any, path: str, value: Tensor) -> None:
 
 def clone(model: TorchModel) -> TorchModel:
     """A copy whose tensors and nodes may be changed."""
-    return TorchModel(copy.deepcopy(model.traced), model.inputs, model.source, model.given)
+    return TorchModel(copy.deepcopy(model.traced), model.inputs, model.source, model.called, model.given)
 
 
 def native(model: TorchModel) -> fx.GraphModule:

@@ -61,7 +61,7 @@ def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
     traced.recompile()
     flat, _ = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))
     places = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
-    return TorchModel(traced, dict(zip(places, flat, strict=False)), source)
+    return TorchModel(traced, dict(zip(places, flat, strict=False)), source, (tuple(args), dict(kwargs)))
 
 
 def inline(traced: fx.GraphModule) -> None:
