@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from graphprune.formats.onnx.names import rule_name
 from graphprune.rules import FROZEN, RULES
 from graphprune.scores import SCORES
 
@@ -10,6 +9,8 @@ from graphprune.scores import SCORES
 def ops() -> list[dict[str, str]]:
     """One row an op of every domain that onnx defines: domain, op, status (rule, frozen), axis text or reason."""
     import onnx
+
+    from graphprune.formats.onnx.names import rule_name
 
     newest: dict[tuple[str, str], onnx.defs.OpSchema] = {}
     for schema in onnx.defs.get_all_schemas_with_history():

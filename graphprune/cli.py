@@ -251,10 +251,10 @@ def _inputs(calib: Path | None) -> dict[str, Any] | None:
     import numpy as np
 
     try:
-        arrays = np.load(calib)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array without a name")
-        with arrays:
+        with calib.open("rb") as file:
+            arrays = np.load(file)
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array without a name")
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         why = getattr(error, "strerror", None) or (str(error) or "it is empty").partition(". ")[0]

@@ -249,6 +249,8 @@ def imports(name: str, late: bool) -> set[str]:
     for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graphprune"):
             found |= {_file(f"{node.module}.{alias.name}") or _file(str(node.module)) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {_file(alias.name) for alias in node.names if alias.name.startswith("graphprune.")}
     return found - {"", name}
 
 

@@ -108,7 +108,8 @@ def _check(model: OnnxModel) -> None:
     try:
         check_structure(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        words = _cycle(model.proto.graph) or " ".join(str(error).partition("==>")[0].split())
+        words = " ".join(str(error).partition("==>")[0].split())
+        words = _cycle(model.proto.graph) or words if "topologically sorted" in words else words
         raise ReadError(
             f"the model is not valid ONNX: {words[:400]}", hint="export it again; onnx.checker says the same"
         ) from error

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, size_after
 from graphprune.errors import UsageError, VerifyError
+from graphprune.formats.torch.config import update_config
 from graphprune.formats.torch.model import TorchModel, stored
 
 _TOLERANCE = 1e-4
@@ -44,6 +45,8 @@ def cut_in_place(model: TorchModel, pruned: TorchModel, analysis: Analysis, chos
         error = _difference(source, pruned)
         if not error <= _TOLERANCE:
             raise VerifyError(f"it computes something else (error {error:.1e})")
+        pairs = _changed_sizes(analysis, chosen)
+        update_config(source, pairs, lambda twin: _difference(twin, pruned) <= _TOLERANCE)
     except Exception as error:
         undo()
         what = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
@@ -152,6 +155,14 @@ def _remembered(source: nn.Module, model: TorchModel, analysis: Analysis, chosen
     for (holder_id, name), new_sizes in wishes.items():
         if len(new_sizes) == 1:
             setattr(holders[holder_id], name, new_sizes.pop())
+
+
+def _changed_sizes(analysis: Analysis, chosen: Chosen) -> set[tuple[int, int]]:
+    """Old and new size of every axis, factor and argument."""
+    sizes = {dim: len(index) for dim, index in chosen.items()}
+    dims = [*chosen, *(slot.dim for slot in analysis.facts.slots)]
+    dims += [dim for _, _, _, layout in analysis.uses for dim in layout]
+    return {(dim.size, size_after(dim, sizes)) for dim in dims if dim.size}
 
 
 def _owners(source: nn.Module, node: Any) -> Iterator[nn.Module]:
