@@ -140,7 +140,6 @@ def _freeze_unwritable(facts: Facts) -> None:
 def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
     ins = [_operand(node, i, facts, shared) if name else None for i, name in enumerate(node.inputs)]
     outs = [_layout(name, facts) if name else None for name in node.outputs]
-    unread = [not layout and name not in facts.graph.consumers for name, layout in zip(node.outputs, outs, strict=True)]
     op = Op(node, ins, outs, facts, known)
     for name in node.outer:
         for dim in _layout(name, facts) or ():
@@ -148,19 +147,24 @@ def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
     if node.op not in RULES:
         why = FROZEN.get(node.op)
         op.freeze_all(f"{node.kind} is frozen: {why}" if why else f"there is no rule for {node.kind}")
-    elif any(name and layout is None for name, layout in zip(node.inputs, ins, strict=True)) or any(
-        name and layout is None and not idle for name, layout, idle in zip(node.outputs, outs, unread, strict=True)
-    ):
+    elif (None in ins or None in outs) and _unknown(node, ins, outs, facts.graph):
         op.freeze_all(f"the shape of an operand of {node.kind} is not known")
     else:
         _state(op)
+
+
+def _unknown(node: Node, ins: list[Layout | None], outs: list[Layout | None], graph: Graph) -> bool:
+    """Whether not even the rank of an operand is known (of outputs, only those that somebody reads)."""
+    return any(layout is None and name in graph.read for name, layout in zip(node.outputs, outs, strict=True)) or any(
+        name and layout is None for name, layout in zip(node.inputs, ins, strict=True)
+    )
 
 
 def _state(op: Op) -> None:
     """Let the rule speak; a node that does not fit its rule freezes whole."""
     try:
         RULES[op.node.op].apply(op)
-    except (IndexError, ValueError, TypeError, KeyError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
         op.freeze_all(f"{op.node.kind} does not fit its rule ({error})")
     op.finish()
 

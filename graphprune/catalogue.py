@@ -17,11 +17,10 @@ def ops() -> list[dict[str, str]]:
         key = schema.domain, schema.name
         if key not in newest or schema.since_version > newest[key].since_version:
             newest[key] = schema
-    return [_row(domain, op) for domain, op in sorted(newest)]
+    return [_row(domain, op, rule_name(op, domain)) for domain, op in sorted(newest)]
 
 
-def _row(domain: str, op: str) -> dict[str, str]:
-    name = rule_name(op, domain)
+def _row(domain: str, op: str, name: str) -> dict[str, str]:
     if name in RULES:
         status, text = "rule", RULES[name].text
     else:

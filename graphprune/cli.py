@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphprune import catalogue, terminal
+from graphprune import catalogue, formats, terminal
 from graphprune.budget import Request
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file to read.")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
 Keep = Annotated[float | None, typer.Option(help="Share of every Dim that stays, such as 0.5.")]
 Params = Annotated[float | None, typer.Option(help="Parameters that stay: a share up to 1, or a count.")]
@@ -59,7 +59,7 @@ def inspect(
     dot: Annotated[Path | None, typer.Option(help="Write dims and weights as DOT.")] = None,
 ) -> None:
     """List every Dim of a model: what it is, where it lives, what it is worth, and why it is frozen if it is."""
-    loaded = load(model)
+    loaded = _load(model)
     terminal.guard(_sources(loaded, model), [graphml, dot])
     _write_network(loaded, graphml, dot)
     if explain:
@@ -89,7 +89,7 @@ def plan(
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
     request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    loaded = load(model)
+    loaded = _load(model)
     terminal.guard(_sources(loaded, model), [output])
     with terminal.progress_bars() as progress:
         made = loaded.plan(request, score, seed=seed, progress=progress)
@@ -102,7 +102,7 @@ def plan(
 @app.command()
 def apply(
     model: ModelPath,
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan made by graphprune plan.")],
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", readable=False, help="A plan made by graphprune plan.")],
     output: Output,
     verify: VerifyMode = "full",
     calib: Calib = None,
@@ -113,7 +113,7 @@ def apply(
 ) -> None:
     """Cut a model as a plan says, prove it, and write it."""
     _check_modes(verify, report)
-    chosen, loaded = Plan.load(plan_file), load(model, inputs=_inputs(calib))
+    chosen, loaded = Plan.load(plan_file), _load(model, calib)
     terminal.guard([plan_file, *_sources(loaded, model, calib, force=force)], [output, report], hint=_FORCE)
     _finish(loaded, chosen, model, output, None, verify, report, as_json, seed, force)
 
@@ -142,7 +142,7 @@ def prune(
     """Shrink a model: plan, cut, prove, report."""
     _check_modes(verify, report)
     request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    loaded = load(model, inputs=_inputs(calib))
+    loaded = _load(model, calib)
     terminal.guard(_sources(loaded, model, calib, force=force), [output, plan_out, report], hint=_FORCE)
     with terminal.progress_bars() as progress:
         made = loaded.plan(request, score, seed=seed, progress=progress)
@@ -159,13 +159,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Prove that the Dims of a model are coupled as analysed, or that a cut model is what its plan asked for."""
-    inputs = _inputs(calib)
     if pruned is None:
-        checks = verify_model(model, inputs=inputs, seed=seed)
+        _import_format(model)
+        checks = verify_model(model, inputs=_inputs(calib), seed=seed)
     else:
         if plan_file is None:
             raise UsageError("a pruned model needs the plan it was cut by", hint="give --plan plan.json")
-        loaded = load(model, inputs=inputs)
+        loaded = _load(model, calib)
         result = loaded.apply(Plan.load(plan_file), seed=seed, latency=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
@@ -216,6 +216,17 @@ def _finish(
         terminal.print_page(result.report)
         nothing = "nothing was cut, so nothing was written (--force writes anyway)"
         terminal.print_line(f"wrote {output}" if wanted else nothing)
+
+
+def _load(model: Path, calib: Path | None = None) -> Loaded:
+    _import_format(model)
+    return load(model, inputs=_inputs(calib))
+
+
+def _import_format(model: Path) -> None:
+    """Extension modules crash where Ctrl-C falls into their import."""
+    with terminal.uninterrupted():
+        formats.of(model)
 
 
 def _request(

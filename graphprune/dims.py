@@ -65,6 +65,8 @@ class Dim:
 
 def resolve(dim: Dim) -> Dim:
     """The representative of ``dim``: an unlinked atom, or an expression whose parts are resolved and flat."""
+    if dim.link is None and dim.kind == "atom":
+        return dim
     root = dim
     while root.link is not None:
         root = root.link

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 
 from graphprune.analysis import Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, atoms
 from graphprune.errors import UsageError
 from graphprune.graph import Node
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Place = tuple[str, int, int]
 """A tensor's axis: name, axis, and the index of the one reader where its layout is private (else -1)."""
@@ -167,6 +169,8 @@ def describe(analysis: Analysis) -> list[dict[str, Any]]:
 
 def network(analysis: Analysis) -> nx.Graph:
     """Dims and the weights they live in as a bipartite networkx graph, for GraphML and DOT."""
+    import networkx as nx
+
     graph = nx.Graph()
     for record in describe(analysis):
         name = f"dim {record['name']}"

@@ -93,6 +93,11 @@ class Graph:
                 found.setdefault(name, []).append((node, i))
         return found
 
+    @cached_property
+    def read(self) -> set[str]:
+        """Every value that somebody reads: a node, a body inside one, or the user."""
+        return {*self.consumers, *self.outputs, *(name for node in self.nodes for name in node.outer)}
+
     def shape(self, name: str) -> Shape | None:
         """The shape of the value ``name``, None where unknown."""
         value = self.values.get(name)

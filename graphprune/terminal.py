@@ -62,6 +62,19 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise Stopped
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the end of this."""
+    pressed: list[bool] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise Stopped
+
+
 def _exit(message: str, code: int) -> NoReturn:
     err.print(Text(f"graphprune: {message}"))
     sys.exit(code)

@@ -189,9 +189,9 @@ _RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_re
 _PVT = {"hidden_sizes": [16, 32, 48, 64], "num_attention_heads": [1, 2, 3, 4], "mlp_ratios": [3, 3, 2, 2]}
 _SEGFORMER = {"hidden_sizes": [16, 32, 48, 64], "num_attention_heads": [1, 2, 3, 4], "mlp_ratios": [3, 3, 2, 2]}
 _LEVIT = {"hidden_sizes": [32, 48, 64], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8], "depths": [1, 1, 1]}
-_CVT = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 1, 2]}
+_CVT = {"embed_dim": [16, 32, 64], "num_heads": [1, 2, 4], "depth": [1, 2, 3]}
 _MOBILE_VIT = {"hidden_sizes": [48, 64, 80], "neck_hidden_sizes": [8, 16, 24, 32, 48, 64, 96]}
-_EFFICIENT = {"hidden_dim": 96, "width_coefficient": 0.5, "depth_coefficient": 0.4}
+_EFFICIENT = {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.4}
 
 ZOO: dict[str, Build] = {
     "bert": _encoder("Bert"),

@@ -1,4 +1,4 @@
-"""The command line as tests drive it: in this process through ``main``, or in one of its own; and a folder's contents."""
+"""The command line as tests drive it, in this process through ``main`` or in one of its own; what a folder holds."""
 
 from __future__ import annotations
 

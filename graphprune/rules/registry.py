@@ -95,6 +95,7 @@ class Op:
         self.ins = ins
         self.outs = outs
         self.facts = facts
+        self.label = node.label
         self._known = known
         self._spoken: set[int] = set()
 
@@ -138,8 +139,8 @@ class Op:
 
     def tie(self, a: Dim, b: Dim) -> None:
         """The two axes are the same Dim."""
-        self._spoken |= {id(a), id(b)}
-        tie(a, b, self.node.label)
+        self._spoken.update((id(a), id(b)))
+        tie(a, b, self.label)
 
     def tie_same(self, a: Layout, b: Layout, leave: Sequence[int] = ()) -> None:
         """Axis by axis; axes in ``leave`` are left for the rule to speak of."""
@@ -149,15 +150,15 @@ class Op:
 
     def broadcast(self, a: Layout, out: Layout) -> None:
         """``a`` aligned with ``out`` from the right; axes of size 1 that are repeated stay alone."""
+        self.speak_of(*a, *out[len(out) - len(a) :])
         for left, right in zip(reversed(a), reversed(out), strict=False):
-            self._spoken |= {id(left), id(right)}
-            if left.size != 1 or right.size == 1:
-                tie(left, right, self.node.label)
+            if left is not right and (left.size != 1 or right.size == 1):
+                tie(left, right, self.label)
 
     def freeze(self, dim: Dim, why: str) -> None:
         """Nothing may be removed from ``dim``."""
         self._spoken.add(id(dim))
-        freeze(dim, Reason(why, self.node.label))
+        freeze(dim, Reason(why, self.label))
 
     def freeze_all(self, why: str) -> None:
         """Every axis of every input and output stays whole."""
@@ -168,7 +169,7 @@ class Op:
     def inexact(self, dim: Dim, why: str) -> None:
         """Positions may go, but what stays is computed from fewer values (a mean, a softmax): not the same function."""
         self._spoken.add(id(dim))
-        self.facts.inexact.append((dim, Reason(why, self.node.label)))
+        self.facts.inexact.append((dim, Reason(why, self.label)))
 
     def role(self, dim: Dim, role: str) -> None:
         """What the Dim is, in the field's words."""
@@ -206,7 +207,7 @@ class Op:
 
     def speak_of(self, *dims: Dim) -> None:
         """The rule has said what there is to say of ``dims`` (as parts of a product or sum, or that they are free)."""
-        self._spoken |= set(map(id, dims))
+        self._spoken.update(map(id, dims))
 
     def finish(self) -> None:
         """Freeze every axis that the rule said nothing about."""
@@ -245,9 +246,9 @@ class Op:
 
     def _state(self, signature: Signature, bound: Binding) -> None:
         for layout in (*self.ins, *self.outs):
-            self._spoken |= set(map(id, layout or ()))
+            self._spoken.update(map(id, layout or ()))
         for a, b in bound.ties:
-            tie(a, b, self.node.label)
+            tie(a, b, self.label)
         for dim in bound.frozen:
             self.role(dim, PLACE)
             if not dim.reason:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.norm import layer_norm
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, STATE, Op, rule
@@ -37,6 +39,9 @@ def baddbmm(op: Op) -> None:
     op.ins = added
     if letters:
         op.role(letters["b"], HEAD)
+
+
+rule("grouped_matmul", text="t k, e k n, e -> t n", macs="t k n", n=MLP)
 
 
 @rule("torch_norm")
@@ -91,6 +96,29 @@ def expand_as(op: Op) -> None:
         op.broadcast(layout or (), op.y)
 
 
+@rule("reshape_as")
+def reshape_as(op: Op) -> None:
+    """the first regrouped in row-major order to the axes of the second"""
+    _regroup(op, op.x, op.y)
+    op.tie_same(op.ins[1] or (), op.y)
+
+
+@rule("repeat")
+def repeat(op: Op) -> None:
+    """an axis n repeated r times is the product (r n); repeats without an axis make new ones in front"""
+    times, new = op.known(1), len(op.y) - len(op.x)
+    for i, out in enumerate(op.y):
+        dim = op.x[i - new] if i >= new else Dim(1)
+        if times is None or np.isnan(times[i]) or dim.size is None:
+            for axis in (dim, out):
+                op.freeze(axis, "how often it is repeated is only known when the model runs")
+            continue
+        copies = Dim(int(times[i]))
+        op.tie(out, product(copies, dim))
+        op.speak_of(dim)
+        op.slot(1, i, copies)
+
+
 @rule("repeat_interleave")
 def repeat_interleave(op: Op) -> None:
     """an axis n with every position repeated r times is the product (n r)"""
@@ -138,6 +166,8 @@ def index(op: Op) -> None:
     if not indexed or indexed != list(range(indexed[0], indexed[-1] + 1)):
         op.freeze_all("it is indexed at several places")
         return
+    if len(indexed) == 1 and _one_position(op, indexed[0]):
+        return
     first, last = indexed[0], indexed[-1]
     width = max(len(op.ins[1 + i] or ()) for i in indexed)
     for i in indexed:
@@ -145,6 +175,23 @@ def index(op: Op) -> None:
         op.broadcast(op.ins[1 + i] or (), op.y[first : first + width])
     op.tie_same(op.x[:first], op.y[:first])
     op.tie_same(op.x[last + 1 :], op.y[first + width :])
+
+
+def _one_position(op: Op, axis: int) -> bool:
+    """Whether one constant position is taken; the positions that it is counted past then stay, and the others are free.
+
+    A position from the end (-1) stays right whatever is removed in front of it.
+    """
+    taken, dim = op.known(1 + axis), op.x[axis]
+    if taken is None or taken.shape != (1,) or np.isnan(taken).any() or not dim.size:
+        return False
+    at = int(taken[0])
+    before, after = Dim(at % dim.size), Dim(dim.size - at % dim.size - 1)
+    op.freeze(after if at < 0 else before, "a position behind it is taken by its number")
+    op.tie(dim, sum_(*(part for part in (before, op.y[axis], after) if part.size)))
+    op.tie_same(op.x, op.y, leave=[axis])
+    op.speak_of(op.y[axis], *(op.ins[1 + axis] or ()))
+    return True
 
 
 @rule("filled")

@@ -69,7 +69,7 @@ def merge(known: Shape | None, seen: list[tuple[int, int]], names: Mapping[tuple
 def _open_values(model: OnnxModel, graph: Graph, known: dict[str, Shape], symbols: set[str]) -> list[str]:
     """Tensors that somebody reads and whose shape has holes that the symbols of the inputs do not explain."""
     proto = model.proto
-    read = {*graph.consumers, *graph.outputs} - _no_tensors(proto)
+    read = graph.read - _no_tensors(proto)
     made = (name for node in proto.graph.node if constant_tensor(node) is None for name in node.output)
     return [name for name in made if name in read and _is_open(known.get(name), symbols)]
 

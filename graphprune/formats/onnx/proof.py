@@ -15,6 +15,13 @@ from graphprune.formats.onnx.shapes import skeleton
 from graphprune.rules.registry import Mask
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
+_ULP = {
+    onnx.TensorProto.FLOAT16: 2**-10,
+    onnx.TensorProto.BFLOAT16: 2**-7,
+    onnx.TensorProto.FLOAT: 2**-23,
+    onnx.TensorProto.DOUBLE: 2**-52,
+}
+"""One unit in the last place, relative, of each type."""
 
 
 def check(model: OnnxModel) -> None:
@@ -77,22 +84,22 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
 
 
 def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:
-    """Every float32 weight that carries a prunable atom, moved by one unit in the last place, up or down."""
+    """Every floating-point weight that carries a prunable atom, moved by one unit in the last place, up or down."""
     random = np.random.default_rng(seed)
     names = {name for atom in analysis.prunable for name in atom.weights}
     proto = onnx.ModelProto()
     proto.CopyFrom(model.inline())
-    for tensor in proto.graph.initializer:
-        if tensor.name in names and tensor.data_type == onnx.TensorProto.FLOAT:
+    held = {tensor.name: tensor for tensor in proto.graph.initializer}
+    held |= {node.output[0]: tensor for node in proto.graph.node if (tensor := constant_tensor(node)) is not None}
+    for name, tensor in held.items():
+        if name in names and tensor.data_type in _ULP:
             tensor.CopyFrom(_nudged(tensor, random))
-    for node in proto.graph.node:
-        tensor = constant_tensor(node)
-        if tensor is not None and node.output[0] in names and tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(_nudged(tensor, random))
-    return OnnxModel(proto, model.folder)
+    return OnnxModel(proto, model.folder, given=model.given)
 
 
 def _nudged(tensor: onnx.TensorProto, random: np.random.Generator) -> onnx.TensorProto:
     data = onnx.numpy_helper.to_array(tensor)
-    signs = random.integers(0, 2, data.shape, dtype=np.int8).astype(np.float32) * 2 - 1
-    return onnx.numpy_helper.from_array(np.asarray(data * (1 + signs * np.float32(2**-23)), np.float32), tensor.name)
+    wide = data.astype(np.float64 if data.dtype == np.float64 else np.float32)
+    signs = random.integers(0, 2, data.shape, dtype=np.int8) * 2 - 1
+    wide *= 1 + signs * wide.dtype.type(_ULP[tensor.data_type])
+    return onnx.numpy_helper.from_array(wide.astype(data.dtype), tensor.name)

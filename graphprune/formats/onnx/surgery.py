@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -86,11 +87,9 @@ class _Surgeon:
                 data = data if index is None else data.take(index, axis)
             self.constants[name] = data
 
-    @property
+    @cached_property
     def _initialisers(self) -> dict[str, onnx.TensorProto]:
-        if not hasattr(self, "_found"):
-            self._found = {t.name: t for t in self.source.proto.graph.initializer}
-        return self._found
+        return {t.name: t for t in self.source.proto.graph.initializer}
 
     # Numbers that are sizes.
 
@@ -164,8 +163,10 @@ class _Surgeon:
         """The edited copy."""
         proto = copy_without_weights(self.source.proto)
         self._settle_constants()
+        orphans = self._orphans()
         for tensor in self.source.proto.graph.initializer:
-            proto.graph.initializer.append(self._initialiser(tensor))
+            if tensor.name not in orphans:
+                proto.graph.initializer.append(self._initialiser(tensor))
         constants = self.analysis.graph.weights
         inside = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in constants)]
         due = sorted({*self.rewired, *self.attrs, *self.overwrites, *self.restores})
@@ -174,7 +175,8 @@ class _Surgeon:
         index = 0
         for node in proto.graph.node:
             if node.op_type == "Constant" and node.output[0] in constants:
-                nodes.append(self._constant_node(node))
+                if node.output[0] not in orphans:
+                    nodes.append(self._constant_node(node))
                 continue
             nodes += replaced.get(index, [node])
             index += 1
@@ -208,7 +210,19 @@ class _Surgeon:
         for index in [index for index, inputs in self.rewired.items() if not inputs]:
             del self.rewired[index]
 
-    @property
+    def _orphans(self) -> set[str]:
+        """Constants whose every reader was given a copy of its own; what nobody read before stays."""
+        graph = self.analysis.graph
+        left: dict[str, int] = {}
+        for index, inputs in self.rewired.items():
+            node = graph.nodes[index]
+            for name in (node.inputs[i] for i in inputs if i < len(node.inputs) and node.inputs[i]):
+                left[name] = left.get(name, len(graph.consumers[name])) - 1
+        listed = {info.name for info in self.source.proto.graph.input}
+        kept = self._outer | listed | set(graph.outputs)
+        return {name for name, readers in left.items() if not readers and name not in kept}
+
+    @cached_property
     def _outer(self) -> set[str]:
         return {name for node in self.analysis.graph.nodes for name in node.outer}
 

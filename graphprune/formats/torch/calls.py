@@ -40,9 +40,9 @@ POINTWISE = (
     "log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num "
     "ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softsign "
     "sqrt square sub tan tanh threshold trunc where xlogy __and__ __or__ __xor__ true_divide logaddexp log_softmax_ "
-    "alias alpha_dropout bernoulli_ clone contiguous detach detach_ dropout dropout_ feature_dropout lift_fresh_copy to "
+    "alpha_dropout bernoulli_ dropout dropout_ feature_dropout to "
     "_to_copy type_as zeros_like ones_like full_like empty_like hardshrink softshrink conj resolve_conj resolve_neg "
-    "native_dropout float_power lift_fresh fill zero copy"
+    "native_dropout float_power fill zero copy"
 )
 for _name in POINTWISE.split():
     for _variant in (_name, f"{_name}_"):
@@ -105,6 +105,13 @@ def _pad(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
     attrs["mode"] = args.get("mode", "constant")
 
 
+def _parts(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    """``split`` says how large the parts are, ``chunk`` how many there are at most; the last may be smaller."""
+    size = shape[args.get("dim", 0)]
+    part = args["split_size"] if "split_size" in args else -(-size // args["chunks"])
+    attrs["split"] = [min(part, size - start) for start in range(0, size, part)]
+
+
 def _shuffle(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
     attrs.update(blocksize=args.get("upscale_factor", args.get("downscale_factor")), mode="CRD")
 
@@ -119,6 +126,7 @@ call("einsum", "einsum", "*tensors", equation="equation")
 call("conv1d conv2d conv3d", "conv", "input weight bias", group="groups")
 call("convolution", "conv", "input weight bias", fix=_transposed, group="groups")
 call("conv_transpose1d conv_transpose2d conv_transpose3d", "conv_transpose", "input weight bias", group="groups")
+call("transformers.grouped_mm_fallback _grouped_mm", "grouped_matmul", "input|self weight|mat2 offs")
 # Normalisation.
 call("batch_norm", "batch_norm", "input weight bias running_mean running_var", training_mode="training")
 call("layer_norm rms_norm", "torch_norm", "input weight bias", fix=_normalized, normalized_shape="normalized_shape")
@@ -141,6 +149,7 @@ call("pixel_shuffle", "depth_to_space", "self", fix=_shuffle)
 call("pixel_unshuffle", "pixel_unshuffle", "self", fix=_shuffle)
 call("im2col unfold_backward", "im2col", "self", kernel="kernel_size")
 # Shapes.
+call("alias clone contiguous detach detach_ lift_fresh lift_fresh_copy", "identity", "self|input")
 call("view _unsafe_view", "reshape", "self @size", allowzero="=1")
 call("reshape", "reshape", "self @shape", allowzero="=1")
 call("flatten", "reshape", "self", allowzero="=1")
@@ -151,14 +160,15 @@ call("movedim", "transpose", "self", fix=_movedim)
 call("unsqueeze", "unsqueeze", "self", fix=_axes)
 call("squeeze", "squeeze", "self", fix=_axes)
 call("expand", "expand", "self @size")
-call("expand_as view_as", "expand_as", "self other")
-call("repeat", "tile", "self @repeats")
+call("expand_as", "expand_as", "self other")
+call("view_as reshape_as", "reshape_as", "self other")
+call("repeat", "repeat", "self @repeats")
 call("repeat_interleave.self_int", "repeat_interleave", "self", repeats="repeats", axis="dim")
 call("cat concat", "concat", "*tensors", axis="dim")
 call("stack", "stack", "*tensors", axis="dim")
 call("split_with_sizes", "split", "self", axis="dim", split="split_sizes")
 call("split.sizes", "split", "self", axis="dim", split="split_size")
-call("split chunk", "split", "self", axis="dim", split="?sizes")
+call("split chunk", "split", "self", fix=_parts, axis="dim", split="?sizes")
 call("unbind", "unbind", "self", axis="dim")
 call("slice", "slice", "self", fix=_slice, starts="start", ends="end")
 call("select", "gather", "self @index", axis="dim")

@@ -55,6 +55,7 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
 def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], source: Any) -> TorchModel:
     traced = copy.deepcopy(traced)
     inline(traced)
+    store_ranges(traced)
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and str(node.target) == "_guards_fn":
             traced.graph.erase_node(node)
@@ -62,6 +63,20 @@ def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
     flat, _ = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))
     places = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
     return TorchModel(traced, dict(zip(places, flat, strict=False)), source, (tuple(args), dict(kwargs)))
+
+
+def store_ranges(traced: fx.GraphModule) -> None:
+    """Make every ``arange`` over fixed bounds a buffer: numbers along a Dim (slopes of heads, frequencies) can be cut."""
+    for number, node in enumerate(list(traced.graph.nodes)):
+        if getattr(node.target, "overloadpacket", None) is not torch.ops.aten.arange or node.all_input_nodes:
+            continue
+        name = f"range_{number}"
+        traced.register_buffer(name, node.target(*node.args, **node.kwargs), persistent=False)
+        with traced.graph.inserting_before(node):
+            held = traced.graph.get_attr(name)
+        held.meta = dict(node.meta)
+        node.replace_all_uses_with(held)
+        traced.graph.erase_node(node)
 
 
 def inline(traced: fx.GraphModule) -> None:
