@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-
 from graphprune.analysis import Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, atoms

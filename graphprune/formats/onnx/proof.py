@@ -15,7 +15,7 @@ from graphprune.formats.onnx.shapes import skeleton
 from graphprune.rules.registry import Mask
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
-_ULP = {
+_ULP: dict[int, float] = {
     onnx.TensorProto.FLOAT16: 2**-10,
     onnx.TensorProto.BFLOAT16: 2**-7,
     onnx.TensorProto.FLOAT: 2**-23,
@@ -100,6 +100,6 @@ def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:
 def _nudged(tensor: onnx.TensorProto, random: np.random.Generator) -> onnx.TensorProto:
     data = onnx.numpy_helper.to_array(tensor)
     wide = data.astype(np.float64 if data.dtype == np.float64 else np.float32)
-    signs = random.integers(0, 2, data.shape, dtype=np.int8) * 2 - 1
-    wide *= 1 + signs * wide.dtype.type(_ULP[tensor.data_type])
+    signs = random.integers(0, 2, data.shape, dtype=np.int8).astype(wide.dtype) * 2 - 1
+    wide = wide * (1 + signs * _ULP[tensor.data_type])
     return onnx.numpy_helper.from_array(wide.astype(data.dtype), tensor.name)
