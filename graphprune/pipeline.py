@@ -15,7 +15,7 @@ from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, make_plan
 from graphprune.report import Report, make_report
-from graphprune.scores import score_atoms
+from graphprune.scores import Task, score_atoms
 from graphprune.verify import Check, Proof, require, structure
 
 VERIFY = ("full", "structure", "none")
@@ -38,10 +38,24 @@ class Loaded:
         """How the weights of the Dim ``name`` came to be coupled, or what froze it."""
         return explain(self.analysis, name)
 
-    def plan(self, request: Request, score: str = "l2", *, seed: int = 0, progress: Progress | None = None) -> Plan:
-        """Score, allocate, and write down which positions stay. Nothing is changed."""
+    def plan(
+        self,
+        request: Request,
+        score: str = "l2",
+        *,
+        loss: Any = None,
+        batches: Any = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Plan:
+        """Score, allocate, and write down which positions stay. Nothing is changed.
+
+        Scores that need gradients take ``loss`` (of module and batch, a scalar tensor) and ``batches``.
+        """
         wanted = candidates(self.analysis, request)
-        scores = score_atoms(self.analysis, wanted, score, seed=seed, progress=_stage(progress, f"scoring by {score}"))
+        gradients = self.format.gradients(self.model, loss, batches)
+        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients)
+        scores = score_atoms(task, score)
         chosen = allocate(self.analysis, wanted, scores, request) if self.analysis.prunable else {}
         return make_plan(self.analysis, chosen, score, _asked(request, seed))
 
@@ -141,6 +155,8 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow: Sequence[str] = (),
+    loss: Any = None,
+    batches: Any = None,
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -156,7 +172,7 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, tuple(include), tuple(exclude), tuple(allow))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    plan = loaded.plan(request, score, seed=seed, progress=progress)
+    plan = loaded.plan(request, score, loss=loss, batches=batches, seed=seed, progress=progress)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 

@@ -265,7 +265,7 @@ ZOO: dict[str, Build] = {
     "segformer": _convolutional("Segformer", 64, depths=[1, 1, 1, 1], **_SEGFORMER),
     "rt_detr_resnet": _rt_detr,
     "dinov2": _vision("Dinov2", mlp_ratio=2),
-    "levit": _convolutional("Levit", 64, image_size=64, **_LEVIT),
+    "levit": _convolutional("Levit", 96, image_size=96, **_LEVIT),
     "pvt_v2": _convolutional("PvtV2", 64, image_size=64, depths=[1, 1, 1, 1], **_PVT),
     "poolformer": _convolutional("PoolFormer", 64, **_STAGES, mlp_ratio=2.0),
     "mobilevit": _convolutional("MobileViT", 64, image_size=64, **_MOBILE_VIT),

@@ -28,6 +28,7 @@ SUBJECT_CASES = [pytest.param(name, marks=pytest.mark.slow if name == "smollm2" 
 PAGE = (480, 640)
 LINES = 8  # that fit a page
 GAP = 12
+ADDED = 60  # bytes a node that a file may grow by where sizes that it computed are overwritten
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,7 +83,7 @@ def _prove_and_halve(subject: Subject, path: Path, half: Path) -> None:
     assert report.pruned.macs < report.dense.macs
     result.save(half)
     saved = report.dense.bytes - report.pruned.bytes
-    assert path.stat().st_size - half.stat().st_size > 0.98 * saved
+    assert path.stat().st_size - half.stat().st_size > saved - ADDED * len(loaded.analysis.graph.nodes)
 
 
 def test_detector_on_a_page(page: npt.NDArray[np.uint8]) -> None:
@@ -167,7 +168,7 @@ def test_package_reads_with_mildly_cut_files(page: npt.NDArray[np.uint8], tmp_pa
 def test_recogniser_still_reads() -> None:
     """Without 5 % of its parameters it reads nearly as before, by the alphabet in its metadata."""
     path = real.ocr_rec()
-    result = graphprune.prune(path, params=0.95, latency=False)
+    result = graphprune.prune(path, params=0.95, verify="none")
     assert list(result.model.metadata_props) == list(onnx.load(path).metadata_props)
     assert ocr.character_error(path, n=30) < 0.02
     assert ocr.character_error(result.model.SerializeToString(), n=30) < 0.08
@@ -177,7 +178,7 @@ def _read_page(part: str, loaded: Any, request: Request, page: npt.NDArray[np.ui
     """What RapidOCR reads on a page with one of its three files cut."""
     from rapidocr_onnxruntime import RapidOCR
 
-    path = loaded.apply(loaded.plan(request), latency=False).save(folder / f"{part}.onnx")
+    path = loaded.apply(loaded.plan(request), verify="none").save(folder / f"{part}.onnx")
     found, _ = RapidOCR(**{f"{part}_model_path": str(path)}, text_score=0, intra_op_num_threads=1)(page)
     return [text for _, text, _ in found or []]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,34 @@ import numpy.typing as npt
 from graphprune.analysis import Analysis, Atom
 from graphprune.dims import Dim
 from graphprune.errors import UsageError
+from graphprune.graph import Array
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[Dim, Floats]
 Progress = Callable[[float], None]
-Function = Callable[[Analysis, "list[Atom]", int, Progress], dict[Dim, Floats]]
+Gradients = Iterable[Mapping[str, Array]]
+
+
+def _no_progress(done: float) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a score is given: the ``atoms`` to score, and where numbers come from.
+
+    ``gradients(kind)`` yields, a batch at a time, numbers by weight name: the "gradient" of the loss, the "hessian"
+    times it, or those of "synflow"; None where the model has no gradients.
+    """
+
+    analysis: Analysis
+    atoms: list[Atom]
+    seed: int = 0
+    progress: Progress = _no_progress
+    gradients: Callable[[str], Gradients] | None = None
+
+
+Function = Callable[[Task], dict[Dim, Floats]]
 
 
 @dataclass(frozen=True)
@@ -41,21 +64,24 @@ def score(name: str, needs: str = "nothing") -> Callable[[Function], Function]:
     return register
 
 
-def score_atoms(
-    analysis: Analysis, atoms: list[Atom], name: str = "l2", *, seed: int = 0, progress: Progress | None = None
-) -> Scores:
-    """Scores of ``atoms`` by the criterion ``name``: for each atom a float64 array of its size, larger is dearer.
+def score_atoms(task: Task, name: str = "l2") -> Scores:
+    """Scores of the atoms of ``task`` by the criterion ``name``: a float64 array of its size each, larger is dearer.
 
-    Raises UsageError for a name that is not registered, or weights that are not finite.
+    Raises UsageError for a name that is not registered, gradients that are not there, or weights that are not finite.
     """
     if name not in SCORES:
         raise UsageError(f"there is no score {name!r}", hint=f"choose one of {', '.join(sorted(SCORES))}")
+    if SCORES[name].needs.startswith("gradients") and task.gradients is None:
+        raise UsageError(
+            f"the score {name!r} needs gradients",
+            hint="prune a torch module, and give loss=... and batches=...; files have scores such as l2",
+        )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
-        found = SCORES[name].function(analysis, atoms, seed, progress or (lambda done: None))
-    for atom in atoms:
+        found = SCORES[name].function(task)
+    for atom in task.atoms:
         if not np.isfinite(found[atom.dim]).all():
             raise UsageError(
-                f"the score {name!r} of {atom.name!r} is not finite: {_culprit(analysis, atom)}",
+                f"the score {name!r} of {atom.name!r} is not finite: {_culprit(task.analysis, atom)}",
                 hint="repair the model, or leave the dim out with --exclude",
             )
     return found

@@ -6,15 +6,15 @@ normalised to a mean of one first, so that a large tensor does not drown a small
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 
-from graphprune.analysis import Analysis, Atom
 from graphprune.dims import Dim, atoms, spread
 from graphprune.graph import Array
-from graphprune.scores.registry import Floats, Progress, score
+from graphprune.scores.registry import Floats, Task, score
 from graphprune.signature import Layout
 
 _BLOCK = 1 << 24
@@ -22,74 +22,75 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @score("l1")
-def l1(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+def l1(task: Task) -> dict[Dim, Floats]:
     """Sum of absolute weights (Li et al., "Pruning Filters for Efficient ConvNets", arXiv 1608.08710)."""
-    return over_weights(analysis, wanted, np.abs, lambda total: total, progress)
+    return over_weights(task, np.abs, lambda total: total)
 
 
 @score("l2")
-def l2(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+def l2(task: Task) -> dict[Dim, Floats]:
     """Euclidean norm of the weights (He et al., "Soft Filter Pruning", arXiv 1808.06866)."""
-    return over_weights(analysis, wanted, np.square, np.sqrt, progress)
+    return over_weights(task, np.square, np.sqrt)
 
 
 @score("random")
-def random(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+def random(task: Task) -> dict[Dim, Floats]:
     """Uniform random numbers: the baseline that every other score must beat."""
-    generator = np.random.default_rng(seed)
-    return {atom.dim: generator.random(atom.size) + 0.5 for atom in wanted}
+    generator = np.random.default_rng(task.seed)
+    return {atom.dim: generator.random(atom.size) + 0.5 for atom in task.atoms}
 
 
 @score("bn-scale")
-def bn_scale(analysis: Analysis, wanted: list[Atom], seed: int, progress: Progress) -> dict[Dim, Floats]:
+def bn_scale(task: Task) -> dict[Dim, Floats]:
     """Absolute batch-norm scale (Liu et al., "Network Slimming", arXiv 1708.06519).
 
     Dims that pass through no batch norm (or whose batch norm the exporter folded away) are scored by l2.
     """
-    scales = {node.inputs[1] for node in analysis.graph.nodes if node.op == "batch_norm"}
-    found = over_weights(analysis, wanted, np.abs, lambda total: total, progress, only=scales)
-    missing = [atom for atom in wanted if not found[atom.dim].any()]
-    return {**found, **l2(analysis, missing, seed, progress)} if missing else found
+    scales = {node.inputs[1] for node in task.analysis.graph.nodes if node.op == "batch_norm"}
+    found = over_weights(task, np.abs, lambda total: total, only=scales)
+    missing = [atom for atom in task.atoms if not found[atom.dim].any()]
+    return {**found, **l2(replace(task, atoms=missing))} if missing else found
 
 
 def over_weights(
-    analysis: Analysis,
-    wanted: list[Atom],
+    task: Task,
     element: Callable[[Array], Array],
     finish: Callable[[Floats], Floats],
-    progress: Progress,
     only: set[str] | None = None,
+    read: Callable[[str, Array], Array | None] | None = None,
+    normalise: bool = True,
 ) -> dict[Dim, Floats]:
-    """Sum ``element`` of each weight over all but an atom's positions, ``finish`` it, normalise it, add it up."""
-    total = {atom.dim: np.zeros(atom.size) for atom in wanted}
-    groups = [(name, list(uses)) for name, uses in groupby(analysis.uses, key=lambda use: use[0])]
+    """Sum ``element`` of each weight over all but an atom's positions, ``finish`` it, normalise it, add it up.
+
+    ``read`` (weight name, weight) may put other numbers of its shape in the weight's place, or None to leave it out.
+    """
+    weights = task.analysis.graph.weights
+    total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
+    groups = [(name, list(uses)) for name, uses in groupby(task.analysis.uses, key=lambda use: use[0])]
     for done, (name, uses) in enumerate(groups):
-        weight = analysis.graph.weights[name]
         layouts = [layout for _, _, _, layout in uses if any(a in total for dim in layout for a in atoms(dim))]
-        if layouts and weight.dtype in _FLOATS and (only is None or name in only):
-            data = weight.load()
+        if layouts and weights[name].dtype in _FLOATS and (only is None or name in only):
+            data = weights[name].load()
+            numbers = data if read is None else read(name, data)
             for layout in layouts:
-                _add(data, layout, total, element, finish)
-        progress((done + 1) / len(groups))
+                if numbers is None:
+                    break
+                for dim, sums in _by_atom(numbers, layout, total, element).items():
+                    values = finish(sums)
+                    mean = values.mean() if normalise else 1.0
+                    total[dim] += values / mean if mean > 0 else values
+        task.progress((done + 1) / len(groups))
     return total
 
 
-def _add(
-    data: Array,
-    layout: Layout,
-    total: dict[Dim, Floats],
-    element: Callable[[Array], Array],
-    finish: Callable[[Floats], Floats],
-) -> None:
-    axes = [axis for axis, dim in enumerate(layout) if any(a in total for a in atoms(dim))]
+def _by_atom(
+    data: Array, layout: Layout, wanted: Mapping[Dim, Floats], element: Callable[[Array], Array]
+) -> dict[Dim, Floats]:
+    axes = [axis for axis, dim in enumerate(layout) if any(a in wanted for a in atoms(dim))]
     found: dict[Dim, Floats] = {}
     for axis, sums in zip(axes, axis_sums(data, axes, element), strict=True):
         spread(layout[axis], sums, found)
-    for dim, sums in found.items():
-        if dim in total:
-            values = finish(sums)
-            mean = values.mean()
-            total[dim] += values / mean if mean > 0 else values
+    return {dim: sums for dim, sums in found.items() if dim in wanted}
 
 
 def axis_sums(data: Array, axes: list[int], element: Callable[[Array], Array]) -> list[Floats]:

@@ -11,7 +11,7 @@ from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.runtime import give, latency, run, trials
 from graphprune.formats.onnx.surgery import apply
-from graphprune.formats.onnx.write import cut_in_place, disk_bytes, same, save
+from graphprune.formats.onnx.write import cut_in_place, disk_bytes, gradients, same, save
 
 __all__ = [
     "OnnxModel",
@@ -20,6 +20,7 @@ __all__ = [
     "cut_in_place",
     "disk_bytes",
     "give",
+    "gradients",
     "latency",
     "mask",
     "maskable",

@@ -99,7 +99,6 @@ def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:
 
 def _nudged(tensor: onnx.TensorProto, random: np.random.Generator) -> onnx.TensorProto:
     data = onnx.numpy_helper.to_array(tensor)
-    wide = data.astype(np.float64 if data.dtype == np.float64 else np.float32)
-    signs = random.integers(0, 2, data.shape, dtype=np.int8).astype(wide.dtype) * 2 - 1
-    wide = wide * (1 + signs * _ULP[tensor.data_type])
-    return onnx.numpy_helper.from_array(wide.astype(data.dtype), tensor.name)
+    signs = random.integers(0, 2, data.shape, dtype=np.int8) * 2.0 - 1
+    moved = data.astype(np.float64) * (1 + signs * _ULP[tensor.data_type])
+    return onnx.numpy_helper.from_array(moved.astype(data.dtype), tensor.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from graphprune.formats.onnx.tensors import dtype_name
 from graphprune.graph import Array, Graph
 
 Feeds = Mapping[str, Array]
+_ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_ORT_PLACE = re.compile(r"/\S+:\d+ ")
 
 
 def session(model: OnnxModel | onnx.ModelProto, *, optimise: bool = True, threads: int = 1) -> Any:
@@ -35,7 +38,10 @@ def session(model: OnnxModel | onnx.ModelProto, *, optimise: bool = True, thread
         proto = model.inline() if isinstance(model, OnnxModel) else model
         return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, none of them public
-        raise VerifyError(f"ONNX Runtime does not load the model: {first_line(error)}") from error
+        raise VerifyError(
+            f"ONNX Runtime does not load the model: {first_line(error)}",
+            hint="where it is only a kernel that is missing, --verify structure leaves out what has to be run",
+        ) from error
 
 
 def _from_folder(model: OnnxModel, options: Any) -> Any:
@@ -48,9 +54,17 @@ def _from_folder(model: OnnxModel, options: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to a readable length."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    """The first line of an error's text, cut to a readable length, without the place in ONNX Runtime's source."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    words = _ORT_CODE.sub("", lines[0])
+    if _ORT_PLACE.match(words):
+        depth, end = 0, words.find("(")
+        for end in range(max(0, end), len(words)):
+            depth += (words[end] == "(") - (words[end] == ")")
+            if depth == 0:
+                break
+        words = words[end + 1 :]
+    return words.strip()[:300]
 
 
 class Runner:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from graphprune.errors import ReadError
 from graphprune.graph import Array
 
-_NARROW = {"int4": 4, "float4": 4, "int2": 2, "float6": 6}
+_NARROW = {"int4": 4, "float4_": 4, "int2": 2, "float6_": 6}
 """Bits of element types that are packed; numpy holds one in a byte."""
 
 

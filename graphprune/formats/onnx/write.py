@@ -116,6 +116,10 @@ def _alike(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
     return plain and tensors.raw(a) == tensors.raw(b) and a.string_data == b.string_data
 
 
+def gradients(model: OnnxModel, loss: object, batches: object) -> None:
+    """None: a file has no gradients."""
+
+
 def cut_in_place(model: OnnxModel, pruned: OnnxModel, analysis: object, chosen: object) -> None:
     """UsageError: a file is written anew."""
     raise UsageError("an ONNX model is not cut in place", hint="use result.model, or result.save(path)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphprune.rules.torch  # noqa: F401
+from graphprune.formats.torch.gradients import gradients
 from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
 from graphprune.formats.torch.proof import (
@@ -28,6 +29,7 @@ __all__ = [
     "cut_in_place",
     "disk_bytes",
     "give",
+    "gradients",
     "latency",
     "mask",
     "maskable",

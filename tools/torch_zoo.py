@@ -1,0 +1,235 @@
+"""Every architecture of models/transformers_zoo.py through the torch format: docs/zoo-torch.md.
+
+    python -m tools.torch_zoo                 all of them, each a process of its own with a time limit
+    python -m tools.torch_zoo --models gpt2   some of them, printed and not written
+
+Each is exported and analysed; every unfrozen Dim is permuted in every weight at once, in float64, and the outputs must
+stay; half of each Dim is cut at random and compared with zeros in its place; the cut model runs. To show that the first
+check would see a wrong coupling, each Dim is also permuted everywhere but in one of its weights, and the outputs must
+move. Casts to float32 inside a model are widened, so that the errors are those of float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.child import run
+
+PAGE = Path(__file__).parents[1] / "docs" / "zoo-torch.md"
+LIMIT = 1e-9
+"""Largest error that counts as equal: rounding in float64 stays below 1e-12 on every model here."""
+
+
+@dataclass
+class Row:
+    """What became of one architecture; ``error`` is the reason where something did not work."""
+
+    name: str
+    error: str = ""
+    nodes: int = 0
+    dims: int = 0
+    params: int = 0
+    kept: float = 1.0
+    permuted: float = 0.0
+    zeroed: float = 0.0
+    broken: float = 0.0
+    export: float = 0.0
+    analysis: float = 0.0
+    frozen: list[str] = field(default_factory=list)
+
+    @property
+    def proved(self) -> bool:
+        """Whether all checks held."""
+        return not self.error
+
+
+def measure(name: str) -> Row:
+    """One architecture: export, analyse, prove, cut half of every Dim, run."""
+    import numpy as np
+
+    from graphprune.analysis import analyse
+    from graphprune.cost import CostModel
+    from graphprune.errors import ReadError
+    from graphprune.formats import torch as format
+    from graphprune.verify import Proof
+    from models.transformers_zoo import build
+
+    row = Row(name)
+    module, inputs = build(name)
+    start = time.perf_counter()
+    try:
+        model = format.read(module, inputs)
+    except ReadError as error:
+        row.error = error.what
+        return row
+    row.export = time.perf_counter() - start
+    widen(model.traced)
+    start = time.perf_counter()
+    analysis = analyse(model.graph)
+    row.analysis = time.perf_counter() - start
+    row.nodes, row.dims = len(model.graph.nodes), len(analysis.prunable)
+    row.frozen = reasons(analysis)
+    proof = Proof(format, model, analysis)
+    random = np.random.default_rng(0)
+    half = {a.dim: np.sort(random.permutation(a.size)[: max(a.least, a.size // 2)]) for a in analysis.prunable}
+    permutation, zero = proof.permutation(), proof.zero_equals_cut(half)
+    runs = proof.runs(format.apply(model, analysis, half))
+    row.permuted, row.zeroed = permutation.error or 0.0, zero.error or 0.0
+    row.broken = broken(model, analysis, proof)
+    cost = CostModel(analysis)
+    row.params = cost.params({})
+    row.kept = cost.params({dim: len(index) for dim, index in half.items()}) / row.params
+    failed = [str(check) for check in (permutation, zero, runs) if not check.passed]
+    row.error = "; ".join(failed) or ("" if max(row.permuted, row.zeroed) < LIMIT else "more than rounding")
+    return row
+
+
+def widen(traced: Any) -> None:
+    """Compute in float64 throughout: casts to float32 inside the model become casts to float64."""
+    import torch
+
+    def wide(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
+
+    for node in traced.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, wide)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, wide)
+    traced.recompile()
+
+
+def broken(model: Any, analysis: Any, proof: Any) -> float:
+    """The least, over Dims, that the outputs move when a Dim is permuted everywhere but in one of its weights."""
+    import numpy as np
+
+    from graphprune.formats import torch as format
+    from graphprune.formats.torch.model import set_tensor, stored
+    from graphprune.verify import difference
+
+    tensors, least = stored(model.traced), float("inf")
+    (_, feeds), dense = proof.trials[0], proof.dense[0]
+    for atom in analysis.prunable:
+        moved = 0.0
+        made = format.apply(model, analysis, {atom.dim: np.roll(np.arange(atom.size), 1)})
+        right = dict(stored(made.traced))
+        for name in sorted(set(atom.weights) & right.keys()):
+            set_tensor(made.traced, name, tensors[name].detach().clone())
+            moved = max(moved, difference(dense, format.run(made)(feeds)))
+            set_tensor(made.traced, name, right[name].detach())
+            if moved > 1e-3:
+                break
+        least = min(least, moved)
+    return least
+
+
+def reasons(analysis: Any, most: int = 3) -> list[str]:
+    """Why Dims are frozen, those with the most weight entries first, each with the sizes that it concerns."""
+    entries: Counter[str] = Counter()
+    sizes: dict[str, set[int]] = {}
+    for atom in analysis.frozen:
+        why = atom.reason.why if atom.reason else ""
+        why = "it is the shape of an input or output" if why.startswith("it is the shape of an") else why
+        shapes = (analysis.graph.weights[use.weight].size for use in atom.uses)
+        entries[why] += sum(shapes)
+        sizes.setdefault(why, set()).add(atom.size)
+    return [f"{why} ({', '.join(map(str, sorted(sizes[why])))})" for why, _ in entries.most_common(most)]
+
+
+def attempt(name: str, limit: float) -> Row:
+    """The row of one architecture, measured in a process of its own."""
+    done = run([sys.executable, "-m", "tools.torch_zoo", "--child", name], limit)
+    if done.error:
+        return Row(name, error=done.error)
+    return Row(**json.loads(done.text.splitlines()[-1]))
+
+
+HEADER = (
+    "architecture | nodes | Dims prunable | parameters | removed | permutation error | zero == cut error | "
+    "moved by a broken coupling | export, s | analysis, s | largest frozen reasons (sizes)"
+)
+
+
+def line(row: Row) -> str:
+    """One row in Markdown."""
+    figures = (
+        f"{row.nodes} | {row.dims} | {row.params:,} | {100 * (1 - row.kept):.1f} % | {row.permuted:.0e} | "
+        f"{row.zeroed:.0e} | {row.broken:.0e} | {row.export:.1f} | {row.analysis:.2f}"
+    )
+    return f"| {row.name} | {figures} | {'; '.join(row.frozen)} |"
+
+
+def page(rows: list[Row]) -> Iterator[str]:
+    """The lines of docs/zoo-torch.md."""
+    import torch
+    import transformers
+
+    from models.transformers_zoo import SIZES
+
+    good, bad = [row for row in rows if row.proved], [row for row in rows if not row.proved]
+    yield "# Architectures proved through torch.export"
+    yield ""
+    yield "Generated by `python -m tools.torch_zoo`"
+    yield f"(torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__})."
+    yield ""
+    yield "Built from configurations with random weights made generic, in float64, and exported with fixed shapes."
+    yield f"Sizes where the architecture has them: {SIZES}; see `models/transformers_zoo.py`."
+    yield "Half of every Dim is cut at random, of every kind, residual stream and head size included. No model needed a"
+    yield "hint. The errors are relative to the largest output. *Moved by a broken coupling*: each Dim is permuted"
+    yield "everywhere but in one of its weights; shown is how far the outputs move for the Dim where they move least."
+    yield ""
+    yield f"| {HEADER} |"
+    yield "|---|" + "---:|" * (HEADER.count("|") - 1) + "---|"
+    yield from map(line, good)
+    yield ""
+    if bad:
+        yield "Not proved:"
+        yield ""
+        yield from (f"- {row.name}: {row.error}" for row in bad)
+        yield ""
+    yield total(rows)
+
+
+def total(rows: list[Row]) -> str:
+    """The last line."""
+    good = [row for row in rows if row.proved]
+    share = statistics.median(row.kept for row in good) if good else 1.0
+    seconds = sum(row.export for row in good), sum(row.analysis for row in good)
+    return (
+        f"{len(good)} of {len(rows)} architectures proved, 0 hints; median share of parameters kept with half of every "
+        f"Dim: {share:.3f}; {seconds[0]:.0f} s of export and {seconds[1]:.1f} s of analysis in all."
+    )
+
+
+def main() -> None:
+    """Command line."""
+    from models.transformers_zoo import ZOO
+
+    parser = argparse.ArgumentParser(description="Prove the torch format on the architectures of transformers.")
+    parser.add_argument("--models", nargs="*", choices=list(ZOO), metavar="NAME", help="only these, printed")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each")
+    parser.add_argument("--child", metavar="NAME", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        warnings.simplefilter("ignore")
+        print(json.dumps(asdict(measure(options.child))))
+        return
+    rows = []
+    for name in options.models or ZOO:
+        rows.append(attempt(name, options.limit))
+        print(line(rows[-1]) if rows[-1].proved else f"{name}: {rows[-1].error}", flush=True)
+    print(total(rows))
+    if not options.models:
+        PAGE.write_text("\n".join(page(rows)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
