@@ -185,14 +185,16 @@ def sparse(name: str) -> onnx.SparseTensorProto:
 
 
 def graph_node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if node.name == name)
+    (found,) = [node for node in model.graph.node if node.name == name]
+    assert isinstance(found, onnx.NodeProto)
+    return found
 
 
 UNKNOWN = (
     b"\xa0\x38\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # field 900, a varint of 64 bits
-    + b"\xaa\x38\x03abc"  # field 901, bytes
-    + b"\xb5\x38\x01\x02\x03\x04"  # field 902, 32 bits
-    + b"\xb9\x38\x01\x02\x03\x04\x05\x06\x07\x08"  # field 903, 64 bits
+    b"\xaa\x38\x03abc"  # field 901, bytes
+    b"\xb5\x38\x01\x02\x03\x04"  # field 902, 32 bits
+    b"\xb9\x38\x01\x02\x03\x04\x05\x06\x07\x08"  # field 903, 64 bits
 )
 """Fields of a format that is newer than the installed onnx."""
 

@@ -8,10 +8,15 @@ import numpy as np
 
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.norm import layer_norm
-from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, STATE, Op, rule
+from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 from graphprune.rules.shape import ORDERED, _regroup
+from graphprune.signature import Layout
 
 rule("image", text="b c * -> b c *")
+rule("grouped_matmul", text="t k, e k n, e -> t n", macs="t k n", n=MLP)
+rule("bilinear", text="... i, ... j, o i j, o -> ... o", macs="... i j o", o=MLP)
+rule("matrix_vector", text="m k, k -> m", macs="m k")
+rule("dot", text="k, k -> ", macs="k")
 
 
 @rule("pointwise")
@@ -41,9 +46,6 @@ def baddbmm(op: Op) -> None:
         op.role(letters["b"], HEAD)
 
 
-rule("grouped_matmul", text="t k, e k n, e -> t n", macs="t k n", n=MLP)
-
-
 @rule("torch_norm")
 def torch_norm(op: Op) -> None:
     """ "... c, c, c -> ... c", inexact over c"""
@@ -57,6 +59,58 @@ def torch_norm(op: Op) -> None:
 def torch_instance_norm(op: Op) -> None:
     """ "b c *, c, c, c, c -> b c *", inexact over the rest"""
     op.axes("b c *, c, c, c, c -> b c *")
+
+
+@rule("torch_prelu")
+def torch_prelu(op: Op) -> None:
+    """ "b c *, c -> b c *", or one slope for all"""
+    op.tie_same(op.x, op.y)
+    for slope in op.ins[1] or ():
+        if slope.size != 1:
+            op.tie(slope, op.x[1 if len(op.x) > 1 else 0])
+
+
+@rule("glu")
+def glu(op: Op) -> None:
+    """ "... (2 c) ... -> ... c ..." """
+    axis, halves = op.attr("axis", -1) % len(op.x), Dim(2)
+    op.freeze(halves, "its positions are the value and its gate")
+    op.tie_same(op.x, op.y, leave=[axis])
+    op.tie(op.x[axis], product(halves, op.y[axis]))
+    op.speak_of(op.y[axis])
+
+
+@rule("weight_norm")
+def weight_norm(op: Op) -> None:
+    """ "..., ... -> ...", inexact over every axis but `axis`"""
+    op.tie_same(op.x, op.y)
+    op.broadcast(op.ins[1] or (), op.y)
+    for i, dim in enumerate(op.x):
+        if i != op.attr("axis", 0) % len(op.x):
+            op.inexact(dim, "the weight is normalised over it")
+
+
+@rule("extreme")
+def extreme(op: Op) -> None:
+    """ "... c ... -> ... ..." over `axis`, inexact; frozen where the position of the extreme is read"""
+    axis = op.attr("axis", -1) % len(op.x)
+    read = any(name in op.facts.graph.consumers or name in op.facts.graph.outputs for name in op.node.outputs[1:])
+    for layout in op.outs:
+        kept = layout or ()
+        rest = [i for i in range(len(op.x)) if i != axis]
+        for i, dim in zip(rest, kept if len(kept) < len(op.x) else [kept[i] for i in rest], strict=True):
+            op.tie(op.x[i], dim)
+    if read:
+        op.freeze(op.x[axis], "its positions are the result")
+    else:
+        op.inexact(op.x[axis], f"{op.node.kind} is computed over it")
+
+
+@rule("embedding_bag")
+def embedding_bag(op: Op) -> None:
+    """ "_ c, .. -> b c": the table is indexed, its width passes through"""
+    op.tie(op.x[1], op.y[1])
+    op.freeze(op.x[0], "its positions are picked by an index")
 
 
 @rule("pixel_unshuffle")
@@ -161,20 +215,27 @@ def ordered(op: Op) -> None:
 
 @rule("index")
 def index(op: Op) -> None:
-    """indexed axes stay whole; the axes before and behind them pass through"""
-    indexed = [i for i, name in enumerate(op.node.inputs[1:]) if name]
-    if not indexed or indexed != list(range(indexed[0], indexed[-1] + 1)):
-        op.freeze_all("it is indexed at several places")
-        return
+    """indexed axes stay whole (a boolean index takes as many as it has); the axes beside them pass through"""
+    indexed = [i for i, layout in enumerate(op.ins[1:]) if layout is not None]
     if len(indexed) == 1 and _one_position(op, indexed[0]):
         return
-    first, last = indexed[0], indexed[-1]
-    width = max(len(op.ins[1 + i] or ()) for i in indexed)
-    for i in indexed:
+    axis, used, picks = 0, list[int](), list[Layout]()
+    for i, layout in enumerate(op.ins[1:], start=1):
+        if layout is not None and op.facts.graph.values[op.node.inputs[i]].dtype in ("bool", "uint8"):
+            op.tie_same(layout, op.x[axis : axis + len(layout)])
+            used += range(axis, axis + len(layout))
+        elif layout is not None:
+            picks.append(layout)
+            used.append(axis)
+        axis += 1 if layout is None else used[-1] + 1 - axis
+    width = max([len(layout) for layout in picks], default=1)
+    first = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    for i in used:
         op.freeze(op.x[i], "its positions are picked by an index")
-        op.broadcast(op.ins[1 + i] or (), op.y[first : first + width])
-    op.tie_same(op.x[:first], op.y[:first])
-    op.tie_same(op.x[last + 1 :], op.y[first + width :])
+    for layout in picks:
+        op.broadcast(layout, op.y[first : first + width])
+    rest = [dim for i, dim in enumerate(op.x) if i not in used]
+    op.tie_same(tuple(rest), (*op.y[:first], *op.y[first + width :]))
 
 
 def _one_position(op: Op, axis: int) -> bool:
@@ -235,11 +296,3 @@ def sdpa(op: Op) -> None:
     op.macs(1, *op.y, key[-2])
     if op.attr("scale") is None:
         op.pin("scale", 1 / math.sqrt(query[-1].size or 1), query[-1])
-
-
-@rule("torch_recurrent")
-def torch_recurrent(op: Op) -> None:
-    """LSTM and GRU with their states and the flat list of their weights: frozen, layers share one state tensor"""
-    op.freeze_all("its layers keep their states in one tensor")
-    for layout in op.outs[:1]:
-        op.role((layout or (Dim(1),))[-1], STATE)

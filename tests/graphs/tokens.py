@@ -128,10 +128,9 @@ def fold(g: Maker, x: Value) -> None:
     out = g.channels()
     flat = g.op("Reshape", x.name, g.net.const([-1, x.width]))
     y = g.op("Gemm", flat, g.matrix(x.width, out, fan=x.width), g.vector(out))
-    if None not in x.shape[:2] or g.flip():
-        sizes = g.op("Slice", g.op("Shape", x.name), g.net.const([0]), g.net.const([2]))
-        y = g.op("Reshape", g.activation(y), g.op("Concat", sizes, g.net.const([out]), axis=0))
-        g.put(y, *x.shape[:2], out)
+    sizes = g.op("Slice", g.op("Shape", x.name), g.net.const([0]), g.net.const([2]))
+    y = g.op("Reshape", g.activation(y), g.op("Concat", sizes, g.net.const([out]), axis=0))
+    g.put(y, *x.shape[:2], out)
 
 
 @step("tokens")

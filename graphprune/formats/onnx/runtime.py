@@ -57,14 +57,16 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, cut to a readable length, without the place in ONNX Runtime's source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     words = _ORT_CODE.sub("", lines[0])
-    if _ORT_PLACE.match(words):
-        depth, end = 0, words.find("(")
-        for end in range(max(0, end), len(words)):
-            depth += (words[end] == "(") - (words[end] == ")")
-            if depth == 0:
-                break
-        words = words[end + 1 :]
-    return words.strip()[:300]
+    return (_after_signature(words) if _ORT_PLACE.match(words) else words).strip()[:300]
+
+
+def _after_signature(words: str) -> str:
+    depth = 0
+    for at, letter in enumerate(words):
+        depth += (letter == "(") - (letter == ")")
+        if letter == ")" and depth == 0:
+            return words[at + 1 :]
+    return words
 
 
 class Runner:

@@ -122,8 +122,8 @@ def raw(tensor: onnx.TensorProto) -> bytes | None:
 
 def without_data(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """Name, type, sizes and documentation, but no bytes."""
-    bare = onnx.TensorProto(
-        name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string
-    )
-    bare.metadata_props.extend(tensor.metadata_props)
+    bare = onnx.TensorProto(dims=tensor.dims, metadata_props=tensor.metadata_props)
+    for field in ("name", "data_type", "doc_string"):
+        if tensor.HasField(field):
+            setattr(bare, field, getattr(tensor, field))
     return bare

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import graphprune.rules.torch  # noqa: F401
+import graphprune.rules.torch
+import graphprune.rules.torch_recurrent  # noqa: F401
 from graphprune.formats.torch.gradients import gradients
 from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native

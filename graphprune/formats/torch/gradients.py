@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from graphprune.formats.torch.model import TorchModel, clone, stored
 from graphprune.graph import Array
 
 Loss = Callable[[Any, Any], Tensor]
+Found = Sequence[Tensor | None]
 
 
 def gradients(
@@ -55,11 +56,12 @@ def _backward(model: TorchModel, loss: Loss, batch: Any, second: bool) -> dict[s
         value = loss(model.traced, batch)
         if getattr(value, "numel", lambda: 0)() != 1:
             raise UsageError("the loss is not one number", hint="return a scalar tensor, such as a mean")
-        first = torch.autograd.grad(value, list(tensors.values()), create_graph=second, allow_unused=True)
+        held = list(tensors.values())
+        first: Found = torch.autograd.grad(value, held, create_graph=second, allow_unused=True)
         found = first
         if second:
-            norm = torch.stack([(g * g).sum() for g in first if torch.is_tensor(g)]).sum() / 2
-            found = torch.autograd.grad(norm, list(tensors.values()), allow_unused=True)
+            norm = torch.stack([(g * g).sum() for g in first if g is not None]).sum() / 2
+            found = torch.autograd.grad(norm, held, allow_unused=True)
     return dict(zip(tensors, found, strict=True))
 
 

@@ -21,13 +21,14 @@ Trial = tuple[dict[str, int], dict[str, Array]]
 class TorchModel:
     """``traced`` keeps the parameter names of ``source``; ``inputs`` are the example tensors by placeholder name.
 
-    ``called`` are the arguments that ``source`` itself takes.
+    ``called`` are the arguments that ``source`` itself takes, ``dynamic`` their dynamic shapes.
     """
 
     traced: fx.GraphModule
     inputs: dict[str, Any]
     source: Any = None
     called: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    dynamic: Any = None
     given: Trial | None = field(default=None)
 
     @cached_property
@@ -94,7 +95,7 @@ def set_tensor(module: Any, path: str, value: Tensor) -> None:
 
 def clone(model: TorchModel) -> TorchModel:
     """A copy whose tensors and nodes may be changed."""
-    return TorchModel(copy.deepcopy(model.traced), model.inputs, model.source, model.called, model.given)
+    return TorchModel(copy.deepcopy(model.traced), model.inputs, model.source, model.called, model.dynamic, model.given)
 
 
 def native(model: TorchModel) -> fx.GraphModule:

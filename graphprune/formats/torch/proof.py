@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
-from graphprune.errors import UsageError, VerifyError
+from graphprune.errors import UsageError, VerifyError, WriteError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
 from graphprune.graph import Array
 from graphprune.rules.registry import Mask
@@ -157,11 +158,23 @@ def latency(runners: Sequence[Runner], feeds: Mapping[str, Array], seconds: floa
     return [float(np.median(spent[1:])) for spent in times]
 
 
+def export(model: TorchModel) -> torch.export.ExportedProgram:
+    """The model exported again, with the dynamic shapes it was traced with."""
+    args, kwargs = model.called
+    return torch.export.export(model.traced, args, kwargs, dynamic_shapes=model.dynamic, strict=False)
+
+
 def save(model: TorchModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
-    """Export again and write a .pt2 file."""
+    """Export again and write a .pt2 file, beside the target and renamed."""
     path = Path(path)
-    values = tuple(model.inputs.values())
-    torch.export.save(torch.export.export(model.traced, values, strict=False), str(path))
+    half = path.with_name(f"{path.name}.{os.getpid()}.partial.pt2")
+    try:
+        torch.export.save(export(model), str(half))
+        half.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise WriteError(f"cannot write {path}: {error}", hint="check the folder and the free space") from error
+    finally:
+        half.unlink(missing_ok=True)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) ->
         raise ReadError("a torch module is traced with example inputs", hint="pass example_inputs=(x,) or a dict")
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
     program = _export(source, args, kwargs, dynamic_shapes)
-    return _model(program.module(), args, kwargs, source)
+    return replace(_model(program.module(), args, kwargs, source), dynamic=dynamic_shapes)
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:
@@ -38,7 +39,8 @@ def _tuple(inputs: Any) -> tuple[Any, ...]:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> Any:
     training = [name for name, part in module.named_modules() if part.training]
-    module.eval()
+    if training:
+        module.eval()
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises many kinds

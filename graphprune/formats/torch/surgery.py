@@ -10,7 +10,6 @@ from torch import fx
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, size_after, take, touched
-from graphprune.errors import VerifyError
 from graphprune.formats.torch.model import TorchModel, clone, set_tensor, stored
 from graphprune.formats.torch.view import Traced, arguments
 from graphprune.rules.registry import Slot
@@ -84,24 +83,20 @@ def _write(traced: Traced, node: fx.Node, place: str | int, new: dict[int, int],
         return
     old = arguments(node).get(name)
     if isinstance(old, list | tuple):
-        index = {entry: _entry(old, entry, place) for entry in new}
-        set_argument(node, name, [_pick(value, i, new, due, index) for i, value in enumerate(old)])
+        rank = len(traced.node.args[0].meta["val"].shape) if place == "pads" else 0  # type: ignore[union-attr]
+        entries = {_backwards(entry, rank) if rank else entry: entry for entry in new}
+        set_argument(node, name, [_pick(value, entries.get(i), new, due) for i, value in enumerate(old)])
     elif name:
         set_argument(node, name, new[min(new)])
 
 
-def _entry(old: Any, entry: int, place: str | int) -> int:
-    """Torch pads from the last axis backwards, before and after side by side."""
-    if place != "pads":
-        return entry
-    raise VerifyError("padding of a cut axis is not rewritten yet")
+def _backwards(entry: int, rank: int) -> int:
+    """Where torch keeps an entry of the pads: from the last axis on, before and after side by side."""
+    return 2 * (rank - 1 - entry % rank) + entry // rank
 
 
-def _pick(value: Any, i: int, new: dict[int, int], due: set[int], index: dict[int, int]) -> Any:
-    entry = next((e for e, at in index.items() if at == i), None)
-    if entry is None or entry not in due or value == -1:
-        return value
-    return new[entry]
+def _pick(value: Any, entry: int | None, new: dict[int, int], due: set[int]) -> Any:
+    return value if entry is None or entry not in due or value == -1 else new[entry]
 
 
 def _explicit_split(node: fx.Node, sizes: list[int]) -> None:

@@ -173,7 +173,8 @@ class _Builder:
             if word.startswith("@"):
                 yield self._constant(node, word[1:], args.get(word[1:]))
             elif word.startswith("*"):
-                for value in args.get(word[1:]) or ():
+                listed = args.get(word[1:]) or ()
+                for value in listed if isinstance(listed, list | tuple) else (listed,):
                     yield self.names.get(value, "") if isinstance(value, fx.Node) else ""
             elif not word.startswith("-"):
                 value = next((args[w] for w in word.split("|") if args.get(w) is not None), None)

@@ -1,0 +1,84 @@
+"""Pruning in steps: cut a little, let the user train, cut again. A schedule says how much is left after each step.
+
+State is written after every step (beside and renamed), so that a killed run goes on where it was: at most one step is
+lost. Torch models only: between two steps somebody has to train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graphprune.errors import UsageError
+from graphprune.pipeline import Result, prune
+
+Callback = Callable[[Any, int], None]
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda final, done: 1 - (1 - final) * done,
+    "cubic": lambda final, done: final + (1 - final) * (1 - done) ** 3,
+    "exponential": lambda final, done: final**done,
+}
+"""The share that is left when a share ``done`` of the steps is done; cubic is AGP (Zhu & Gupta, arXiv 1710.01878)."""
+
+
+def prune_in_steps(
+    module: Any,
+    *,
+    example_inputs: Any,
+    steps: int,
+    callback: Callback,
+    schedule: str = "cubic",
+    state: str | Path | None = None,
+    **request: Any,
+) -> Result:
+    """Prune ``module`` in ``steps`` steps, calling ``callback(model, step)`` after each (train there).
+
+    ``request`` is that of `graphprune.prune`: the target (``keep``, ``params`` or ``macs``, a share) is what is left at
+    the end. With ``state`` a folder, every step is saved there and a later call with the same arguments goes on.
+    """
+    if schedule not in SCHEDULES:
+        raise UsageError(f"there is no schedule {schedule!r}", hint=f"choose one of {', '.join(SCHEDULES)}")
+    if steps < 1:
+        raise UsageError(f"{steps} steps make no sense", hint="at least 1")
+    target = next((name for name in ("keep", "params", "macs") if request.get(name) is not None), None)
+    if target is None or not 0 < request[target] <= 1:
+        raise UsageError("give keep, params or macs as a share of the dense model", hint="for example macs=0.5")
+    final = request.pop(target)
+    request = {**request, "example_inputs": example_inputs}
+    left = [SCHEDULES[schedule](final, step / steps) for step in range(steps + 1)]
+    store = _Store(Path(state)) if state is not None else None
+    model, first = (store.latest() if store else None) or (module, 0)
+    result = None
+    for step in range(first, steps):
+        share = left[step + 1] / left[step]
+        result = prune(model, **{**request, target: share})
+        model = result.model
+        callback(model, step)
+        if store:
+            store.save(result, step + 1)
+    return result or prune(model, **{**request, "keep": 1.0})
+
+
+class _Store:
+    """Models by step, in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def latest(self) -> tuple[Any, int] | None:
+        """The newest whole step, and how many steps it took."""
+        import torch
+
+        steps = sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-?.pt2"))
+        steps += sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-??.pt2"))
+        if not steps:
+            return None
+        return torch.export.load(self.folder / f"step-{steps[-1]}.pt2").module(), steps[-1]
+
+    def save(self, result: Result, step: int) -> None:
+        """Write one step; the one before it goes once this one is whole."""
+        result.save(self.folder / f"step-{step}.pt2")
+        (self.folder / f"step-{step - 1}.pt2").unlink(missing_ok=True)
