@@ -14,6 +14,7 @@ import numpy as np
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Dim, size_after, touched
+from graphprune.signature import Layout
 
 Sizes = Mapping[Dim, int]
 _COUNTS = ("int64", "int32", "bool", "undefined")
@@ -37,6 +38,24 @@ class _Term:
         return self.fixed * math.prod(size_after(dim, sizes) for dim in self.dims)
 
 
+@dataclass(frozen=True)
+class _Copies:
+    """A vector that several nodes read: those it is cut for get copies, the others share it still."""
+
+    fixed: float
+    layouts: tuple[Layout, ...]
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        return tuple(dim for layout in self.layouts for dim in layout)
+
+    def __call__(self, sizes: Sizes) -> float:
+        whole = math.prod(dim.extent for dim in self.layouts[0])
+        after = [math.prod(size_after(dim, sizes) for dim in layout) for layout in self.layouts]
+        cut = [size for size in after if size != whole]
+        return self.fixed * (sum(cut) + (whole if len(cut) < len(after) else 0))
+
+
 class CostModel:
     """The cost of an analysed model at any sizes of ``free`` (atoms that may be cut; all prunable ones by default).
 
@@ -45,14 +64,16 @@ class CostModel:
 
     def __init__(self, analysis: Analysis, free: list[Dim] | None = None) -> None:
         atoms = dict.fromkeys(free if free is not None else [atom.dim for atom in analysis.prunable])
-        weights, held = analysis.graph.weights, set()
-        params, stored = [], []
+        layouts: dict[str, list[Layout]] = {}
         for name, _, _, layout in analysis.uses:
-            if weights[name].dtype not in _COUNTS and not (name in held and not any(touched(d, atoms) for d in layout)):
-                params.append(_Term(1, layout))
-                stored.append(_Term(_item_bytes(weights[name].dtype), layout))
-            held.add(name)
-        macs = [_Term(item.fixed, item.dims) for item in analysis.facts.contractions]
+            layouts.setdefault(name, []).append(layout)
+        params, stored = [], []
+        for name, readers in layouts.items():
+            dtype = analysis.graph.weights[name].dtype
+            if dtype not in _COUNTS:
+                params.append(_weight(1, readers))
+                stored.append(_weight(_item_bytes(dtype), readers))
+        macs: list[_Term | _Copies] = [_Term(item.fixed, item.dims) for item in analysis.facts.contractions]
         self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
 
     def params(self, sizes: Sizes) -> int:
@@ -67,8 +88,12 @@ class CostModel:
         return Cost(self.params(sizes), self.macs(sizes), round(self._bytes(sizes)))
 
 
+def _weight(fixed: float, layouts: list[Layout]) -> _Term | _Copies:
+    return _Term(fixed, layouts[0]) if len(layouts) == 1 else _Copies(fixed, tuple(layouts))
+
+
 class _Sum:
-    def __init__(self, terms: list[_Term], free: Mapping[Dim, object]) -> None:
+    def __init__(self, terms: list[_Term | _Copies], free: Mapping[Dim, object]) -> None:
         self._terms = [term for term in terms if any(touched(dim, free) for dim in term.dims)]
         kept = set(map(id, self._terms))
         self._fixed = sum(term({}) for term in terms if id(term) not in kept)

@@ -79,7 +79,8 @@ class Net:
 
     def _type(self, name: str) -> onnx.TypeProto.Tensor:
         inferred = onnx.shape_inference.infer_shapes(self.model(name), strict_mode=True, data_prop=True)
-        return inferred.graph.output[0].type.tensor_type
+        found: onnx.TypeProto.Tensor = inferred.graph.output[0].type.tensor_type
+        return found
 
     def model(self, *outputs: str) -> onnx.ModelProto:
         """What was built, checked by nobody yet."""
@@ -97,7 +98,7 @@ class Net:
     def free(self, *shape: int, positive: bool = False) -> str:
         """Random activations all of whose axes may be cut: one matrix product, its columns told apart by a reshape.
 
-        No activation is a linear function of the weights, so that a sum over an axis tells its order too.
+        They are no linear function of the weights, so that a sum over an axis tells its order, too.
         """
         size = math.prod(shape)
         flat = self.op("Gemm", self.input(1, FEATURES), self.weight(FEATURES, size, fan=FEATURES), self.weight(size))

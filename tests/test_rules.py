@@ -1,8 +1,8 @@
 """The rules table test: every rule passes the same property on models in which Dims that may be cut go through its op.
 
-For each entry of tests/cases: the rule leaves free what the entry says, no more and no less; the permutation proof, zero
-equals cut and a run hold for random cuts and for the smallest; and the outputs do tell a wrong order of the positions
-before the op, so that a rule that ties the wrong axes could not pass.
+For each entry of tests/cases: the rule leaves free what the entry says, no more and no less; the permutation proof,
+zero equals cut and a run hold for random cuts and for the smallest; and the outputs do tell a wrong order of the
+positions before the op, so that a rule that ties the wrong axes could not pass.
 """
 
 from __future__ import annotations

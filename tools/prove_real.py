@@ -134,7 +134,7 @@ def main() -> int:
         print(row, flush=True)
         failures += wrong
         gc.collect()  # models are large, and some of what holds them are cycles
-    print("\n".join(failures), file=sys.stderr)
+    print("\n".join(failures), end="\n" if failures else "", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from graphprune.dims import Dim, product, sum_
-from graphprune.rules.norm import layer_norm
+from graphprune.rules.norm import group_norm, layer_norm
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 from graphprune.rules.shape import ORDERED, _regroup
 from graphprune.signature import Layout
@@ -55,10 +55,25 @@ def torch_norm(op: Op) -> None:
         op.slot("normalized_shape", i, dim)
 
 
+@rule("native_group_norm")
+def native_group_norm(op: Op) -> None:
+    """ "b (g c) *, (g c), (g c) -> b (g c) *", inexact over c"""
+    rest, op.outs = op.outs, op.outs[:1]
+    group_norm(op)
+    op.slot("channels", 0, op.x[1])
+    op.outs = rest
+
+
 @rule("torch_instance_norm")
 def torch_instance_norm(op: Op) -> None:
     """ "b c *, c, c, c, c -> b c *", inexact over the rest"""
     op.axes("b c *, c, c, c, c -> b c *")
+
+
+@rule("max_pool_indices")
+def max_pool_indices(op: Op) -> None:
+    """ "b c * -> b c *, b c *": an index counts places in its own channel"""
+    op.axes("b c * -> b c *, b c *")
 
 
 @rule("torch_prelu")

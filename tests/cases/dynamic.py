@@ -170,4 +170,3 @@ def resize(net: Net) -> None:
     large = net.op("Resize", small, "", "", sizes, name="tested", mode="nearest")
     pooled = net.op("ReduceMean", net.op("Add", large, x), net.const([2, 3]), keepdims=0)
     sink(net, pooled, 6)
-

@@ -11,8 +11,8 @@ from tests.build import OPSET, Net
 from tests.cases.table import STANDARD, add, case
 
 REAL = (
-    "abs asinh atan celu ceil cos cosh elu erf exp floor gelu hard_sigmoid hard_swish identity leaky_relu mish neg relu "
-    "round selu shrink sigmoid sign sin sinh softplus softsign swish tan tanh thresholded_relu"
+    "abs asinh atan celu ceil cos cosh elu erf exp floor gelu hard_sigmoid hard_swish identity leaky_relu mish neg "
+    "relu round selu shrink sigmoid sign sin sinh softplus softsign swish tan tanh thresholded_relu"
 ).split()
 SHAPE = (3, 4, 5)
 
@@ -202,5 +202,3 @@ def dropout_mask(net: Net) -> None:
     ratio, training = net.const(0.4, np.float32), net.const(False, np.bool_)
     y, mask = net.ops("Dropout", net.free(*SHAPE), ratio, training, outs=2, name="tested")
     net.sink(net.op("Where", mask, y, y))
-
-

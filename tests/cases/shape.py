@@ -320,5 +320,3 @@ def trilu_upper(net: Net) -> None:
 @case("reverse_sequence", "", "..+ . -> ..+")
 def reverse_sequence(net: Net) -> None:
     net.sink(net.op("ReverseSequence", net.free(4, 3, 5), net.const([2, 4, 1]), name="tested"))
-
-

@@ -138,7 +138,7 @@ class Maker:
         return self.op(kind, name) if kind else name
 
     def reshape(self, name: str, before: Sizes, after: Sequence[int | None]) -> str:
-        """``after`` has None where the unknown size of ``before`` goes on; the target is written in one of four ways."""
+        """``after`` has None where an unknown size of ``before`` goes on; the target is written in one of four ways."""
         unknown = [i for i, size in enumerate(after) if size is None]
         ways = ["numbers"] if not unknown else ["computed"]
         if len(unknown) < 2:

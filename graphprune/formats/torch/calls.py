@@ -135,6 +135,7 @@ call("batch_norm", "batch_norm", "input weight bias running_mean running_var", t
 call("layer_norm rms_norm", "torch_norm", "input weight bias", fix=_normalized, normalized_shape="normalized_shape")
 call("native_layer_norm", "torch_norm", "input weight bias", fix=_normalized, normalized_shape="normalized_shape")
 call("group_norm", "group_norm", "input weight bias", num_groups="num_groups")
+call("native_group_norm", "native_group_norm", "input weight bias", num_groups="group", channels="C")
 call("_native_batch_norm_legit_no_training", "batch_norm", "input weight bias running_mean running_var")
 call("_weight_norm", "weight_norm", "v g", axis="dim")
 call("instance_norm", "torch_instance_norm", "input weight bias running_mean running_var")
@@ -144,16 +145,18 @@ call("sum", "reduce_sum", "self", fix=_axes)
 # Pooling and images.
 call(
     "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d adaptive_max_pool2d reflection_pad2d",
+    "adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d reflection_pad2d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d",
     "image",
     "self|input",
 )
-call("max_pool2d_with_indices max_pool1d_with_indices", "max_pool", "self")
+call("max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices", "max_pool_indices", "self")
 call("grid_sampler grid_sampler_2d", "grid_sample", "input grid")
 call("pixel_shuffle", "depth_to_space", "self", fix=_shuffle)
 call("pixel_unshuffle", "pixel_unshuffle", "self", fix=_shuffle)
-call("im2col unfold_backward", "im2col", "self", kernel="kernel_size")
+call("im2col", "im2col", "self", kernel="kernel_size")
+call("col2im", "col2im", "self @output_size @kernel_size")
 call("prelu _prelu_kernel", "torch_prelu", "self weight")
 # Shapes.
 call("alias clone contiguous detach detach_ lift_fresh lift_fresh_copy", "identity", "self|input")
@@ -182,7 +185,7 @@ call("slice", "slice", "self", fix=_slice, starts="start", ends="end")
 call("select", "gather", "self @index", axis="dim")
 call("index_select", "gather", "self index", axis="dim")
 call("embedding", "gather", "weight indices", axis="=0")
-call("embedding_bag", "embedding_bag", "weight indices offsets per_sample_weights")
+call("embedding_bag _embedding_bag", "embedding_bag", "weight indices offsets per_sample_weights")
 call("gather", "gather_elements", "self index", axis="dim")
 call("index", "index", "self *indices")
 call("pad constant_pad_nd", "pad", "self", fix=_pad, pads="pad")

@@ -38,9 +38,9 @@ def _tuple(inputs: Any) -> tuple[Any, ...]:
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> Any:
-    training = [name for name, part in module.named_modules() if part.training]
-    if training:
-        module.eval()
+    training = [part for part in module.modules() if part.training]
+    for part in training:  # what eval() does, also for modules that torch.export made, which refuse it
+        part.training = False
     try:
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises many kinds
@@ -50,8 +50,8 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
             hint="check the example inputs; for control flow that depends on data see torch.export's documentation",
         ) from error
     finally:
-        for name in training:
-            module.get_submodule(name).training = True
+        for part in training:
+            part.training = True
 
 
 def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], source: Any) -> TorchModel:
