@@ -187,6 +187,7 @@ def network(analysis: Analysis) -> nx.Graph:
 def to_dot(graph: nx.Graph) -> str:
     """``graph`` in the DOT language: every name and value quoted, so that nothing a name holds can break it.
 
+    >>> import networkx as nx
     >>> print(to_dot(nx.Graph([('dim "a"', "w:0")])), end="")
     graph {
       "dim \\"a\\"";

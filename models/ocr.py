@@ -46,7 +46,7 @@ def batch(images: Sequence[Image]) -> npt.NDArray[np.float32]:
     """All images as one input of the recogniser, [n, 3, 48, the widest], the shorter ones padded.
 
     >>> batch([image for image, _ in text_lines(3)]).shape
-    (3, 3, 48, 493)
+    (3, 3, 48, 338)
     """
     lines = [_prepare(image)[0] for image in images]
     result = np.zeros((len(lines), 3, HEIGHT, max(line.shape[2] for line in lines)), dtype=np.float32)

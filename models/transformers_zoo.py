@@ -1,4 +1,4 @@
-"""The architectures of transformers at tiny sizes, with random weights made generic: what proofs of a torch model run on.
+"""The architectures of transformers at tiny sizes, with random weights made generic, to run proofs on.
 
 Sizes are small but lifelike in proportion: two layers, width 64 in 4 heads, an MLP of 96, a vocabulary of 53, images of
 32 or 64 pixels, so that embeddings do not dominate and half of every Dim leaves about a quarter of the parameters.
@@ -101,7 +101,7 @@ def _decoder(name: str, **options: Any) -> Build:
     return lambda: (_make(f"{name}Config", f"{stem}ForCausalLM", **{**DECODER, **options}), _masked())
 
 
-def _older(name: str, model: str = "", **options: Any) -> Build:
+def _older(name: str, model: str = "", /, **options: Any) -> Build:
     """Decoders whose configurations name their sizes in ways of their own."""
     common = {"vocab_size": VOCABULARY, "use_cache": False, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return lambda: (_make(f"{name}Config", model or f"{name}ForCausalLM", **{**common, **options}), _masked())

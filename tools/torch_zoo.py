@@ -60,15 +60,16 @@ def measure(name: str) -> Row:
     from graphprune.analysis import analyse
     from graphprune.cost import CostModel
     from graphprune.errors import ReadError
-    from graphprune.formats import torch as format
+    from graphprune.formats import of
     from graphprune.verify import Proof
     from models.transformers_zoo import build
 
     row = Row(name)
     module, inputs = build(name)
+    format = of(module)
     start = time.perf_counter()
     try:
-        model = format.read(module, inputs)
+        model = format.read(module, example_inputs=inputs)
     except ReadError as error:
         row.error = error.what
         return row
@@ -114,7 +115,6 @@ def broken(model: Any, analysis: Any, proof: Any) -> float:
     """The least, over Dims, that the outputs move when a Dim is permuted everywhere but in one of its weights."""
     import numpy as np
 
-    from graphprune.formats import torch as format
     from graphprune.formats.torch.model import set_tensor, stored
     from graphprune.verify import difference
 
@@ -122,11 +122,11 @@ def broken(model: Any, analysis: Any, proof: Any) -> float:
     (_, feeds), dense = proof.trials[0], proof.dense[0]
     for atom in analysis.prunable:
         moved = 0.0
-        made = format.apply(model, analysis, {atom.dim: np.roll(np.arange(atom.size), 1)})
+        made = proof.format.apply(model, analysis, {atom.dim: np.roll(np.arange(atom.size), 1)})
         right = dict(stored(made.traced))
         for name in sorted(set(atom.weights) & right.keys()):
             set_tensor(made.traced, name, tensors[name].detach().clone())
-            moved = max(moved, difference(dense, format.run(made)(feeds)))
+            moved = max(moved, difference(dense, proof.format.run(made)(feeds)))
             set_tensor(made.traced, name, right[name].detach())
             if moved > 1e-3:
                 break

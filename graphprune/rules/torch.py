@@ -270,6 +270,13 @@ def _one_position(op: Op, axis: int) -> bool:
     return True
 
 
+@rule("torch_size")
+def torch_size(op: Op) -> None:
+    """the size of `axis`, read when the model runs: what else enters it stays whole"""
+    op.facts.shapes.append((op.node, (op.x[op.attr("axis", 0)],)))
+    op.speak_of(*op.x)
+
+
 @rule("filled")
 def filled(op: Op) -> None:
     """a constant along every axis: each is a Dim of its own"""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import onnx
 from hypothesis import strategies as st
+from onnx import helper
 
 from tests.build import OUTPUTS, Net
 
@@ -219,7 +220,24 @@ def samples(draw: Callable[..., Any]) -> Sample:
     seed = draw(st.integers(0, 2**16))
     maker = Maker(draw, seed)
     maker.run()
-    return Sample(maker.net.model(), tuple(maker.steps), seed)
+    proto = dressed(maker.net.model(), maker.pick("plain", "plain", "constants", "inputs", "shapes"))
+    return Sample(proto, tuple(maker.steps), seed)
+
+
+def dressed(proto: onnx.ModelProto, way: str) -> onnx.ModelProto:
+    """The same model as other exporters write it: weights in Constant nodes or listed as inputs, or all shapes told."""
+    if way == "constants":
+        nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+        nodes += proto.graph.node
+        del proto.graph.initializer[:]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    elif way == "inputs":
+        for tensor in proto.graph.initializer:
+            proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    elif way == "shapes":
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    return proto
 
 
 def divisors(size: int) -> list[int]:

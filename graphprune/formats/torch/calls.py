@@ -34,15 +34,15 @@ def call(names: str, op: str, inputs: str, fix: Any = None, **attrs: str) -> Non
 
 
 POINTWISE = (
-    "abs acos acosh add addcdiv addcmul and_ asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor "
-    "ceil celu clamp clamp_max clamp_min copysign cos cosh div elu eq erf erfc erfinv exp exp2 expm1 floor floor_divide "
-    "fmod ge gelu gt hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 "
-    "log_sigmoid logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num "
-    "ne neg pow reciprocal relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softsign "
-    "sqrt square sub tan tanh threshold trunc where xlogy __and__ __or__ __xor__ true_divide logaddexp log_softmax_ "
-    "alpha_dropout bernoulli_ dropout dropout_ feature_dropout to "
-    "_to_copy type_as zeros_like ones_like full_like empty_like hardshrink softshrink conj resolve_conj resolve_neg "
-    "native_dropout float_power fill zero copy"
+    "__and__ __or__ __xor__ _to_copy abs acos acosh add addcdiv addcmul alpha_dropout and_ asin asinh atan atan2 "
+    "atanh bernoulli_ bitwise_and bitwise_not bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min conj copy "
+    "copysign cos cosh div dropout dropout_ elu empty_like eq erf erfc erfinv exp exp2 expm1 feature_dropout fill "
+    "float_power floor floor_divide fmod full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite "
+    "isinf isnan le leaky_relu lerp log log10 log1p log2 log_sigmoid logaddexp logical_and logical_not logical_or "
+    "logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num native_dropout ne neg ones_like pow "
+    "reciprocal relu relu6 remainder resolve_conj resolve_neg round rsqrt rsub selu sgn sigmoid sign silu sin sinh "
+    "softplus softshrink softsign sqrt square sub tan tanh threshold to true_divide trunc type_as where xlogy zero "
+    "zeros_like"
 )
 for _name in POINTWISE.split():
     for _variant in (_name, f"{_name}_"):
@@ -81,11 +81,11 @@ def _axes(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None
 
 
 def _slice(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
-    start, end = args.get("start"), args.get("end")
     attrs["axes"] = [args.get("dim", 0)]
-    attrs["starts"] = [0 if start is None else start]
-    attrs["ends"] = [2**63 - 1 if end is None else end]
-    attrs["steps"] = [args.get("step", 1)]
+    for name, source, default in (("starts", "start", 0), ("ends", "end", 2**63 - 1), ("steps", "step", 1)):
+        value = args.get(source)
+        value = default if value is None else value
+        attrs[name] = [value if isinstance(value, int) else float("nan")]
 
 
 def _normalized(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:

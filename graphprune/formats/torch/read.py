@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from graphprune.errors import ReadError
 from graphprune.formats.torch.model import TorchModel
+from graphprune.formats.torch.train import trainable
 
 
 def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> TorchModel:
@@ -61,6 +62,7 @@ def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and str(node.target) == "_guards_fn":
             traced.graph.erase_node(node)
+    traced = trainable(traced)
     traced.recompile()
     flat, _ = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))
     places = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
@@ -68,7 +70,7 @@ def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 def store_ranges(traced: fx.GraphModule) -> None:
-    """Make every ``arange`` over fixed bounds a buffer: numbers along a Dim (slopes of heads, frequencies) can be cut."""
+    """Make every ``arange`` over fixed bounds a buffer: numbers along a Dim (slopes of heads) are cut like weights."""
     for number, node in enumerate(list(traced.graph.nodes)):
         if getattr(node.target, "overloadpacket", None) is not torch.ops.aten.arange or node.all_input_nodes:
             continue

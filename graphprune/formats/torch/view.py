@@ -121,6 +121,9 @@ class _Builder:
                 self.names[node] = f"{self.names.get(source, source.name)}.{i}"
             return
         short = _name(node)
+        if short == "sym_size" and isinstance(node.args[0], fx.Node) and node.args[0] in self.names:
+            self._size(node, self.names[node.args[0]])
+            return
         if short in _SKIPPED or isinstance(value, torch.SymInt | int | float | bool | None):
             return
         found = CALLS.get(_overload(node)) or CALLS.get(short)
@@ -128,6 +131,12 @@ class _Builder:
             self._unknown(node, short)
         else:
             self._known(node, found)
+
+    def _size(self, node: fx.Node, source: str) -> None:
+        """The model reads a size when it runs; the result is a number and no value of the graph."""
+        self.calls[len(self.nodes)] = Traced(node, None)
+        attrs = {"axis": node.args[1]}
+        self.nodes.append(Node(len(self.nodes), "torch_size", _path(node), (source,), (), attrs, "sym_size"))
 
     def _outputs(self, node: fx.Node) -> tuple[str, ...]:
         value = node.meta.get("val")
