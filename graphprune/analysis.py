@@ -104,7 +104,7 @@ def analyse(graph: Graph) -> Analysis:
     """
     facts = Facts(graph)
     known = Values(graph)
-    shared = _shared_vectors(graph)
+    shared = _shared_vectors(graph) if graph.merged else set()
     facts.constant |= set(graph.weights)
     for node in graph.nodes:
         if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):

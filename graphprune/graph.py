@@ -67,7 +67,8 @@ class Graph:
     """Nodes in execution order, values and weights by name, and the names of inputs and outputs.
 
     ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic. ``known`` holds
-    numbers that a format gives as inputs though they are arguments (nan where unknown).
+    numbers that a format gives as inputs though they are arguments (nan where unknown). ``merged`` says that whoever
+    wrote the model may have made one of several equal constants, so that sharing a vector couples nothing.
     """
 
     nodes: tuple[Node, ...]
@@ -78,6 +79,7 @@ class Graph:
     example: Mapping[str, int] = field(default_factory=dict)
     opset: int = 0
     known: Mapping[str, Array] = field(default_factory=dict)
+    merged: bool = True
 
     @cached_property
     def producers(self) -> dict[str, Node]:

@@ -1,4 +1,4 @@
-"""Ten of the architectures of docs/zoo-torch.md: exported, permuted, half of every Dim cut, run. And a wrong rule fails."""
+"""Ten of the architectures of docs/zoo-torch.md: permuted, half of every Dim cut, run. And a wrong rule fails."""
 
 from __future__ import annotations
 

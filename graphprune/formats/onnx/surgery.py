@@ -294,7 +294,7 @@ class _Surgeon:
     def _constant(self, helpers: list[gs.Node], name: str, data: Array) -> gs.Variable:
         """A Constant node, not an initialiser: files of old IR versions list every initialiser as an input."""
         output = gs.Variable(self._name(name))
-        value = gs.Constant(output.name, np.ascontiguousarray(data))
+        value = gs.Constant(output.name, np.array(data, order="C"))
         helpers.append(gs.Node("Constant", output.name, {"value": value}, [], [output]))
         return output
 

@@ -87,6 +87,7 @@ class _Builder:
             self.example,
             NEWEST,
             self.known,
+            merged=False,
         )
         return _Made(graph, self.calls)
 
