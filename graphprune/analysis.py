@@ -262,17 +262,19 @@ def _kinds(facts: Facts) -> dict[Dim, str]:
 
 
 def _name(facts: Facts, found: list[Atom]) -> None:
-    """Name atoms by the weight or node that makes their positions; a number tells namesakes apart."""
+    """Name atoms by the weight or node that makes their positions; kind and number tell namesakes apart."""
     taken: dict[str, int] = {}
     for atom in found:
         atom.uses.sort(key=lambda use: (use.node.index, use.input, use.axis))
     found.sort(key=lambda atom: (atom.uses[0].node.index, atom.uses[0].axis))
     for i, atom in enumerate(found):
+        atom.index = i
+    for atom in sorted(found, key=lambda atom: atom.reason is not None):
         use = next((use for use in atom.uses if _makes(facts, use, atom.dim)), atom.uses[0])
         base = _path(use)
-        taken[base] = taken.get(base, 0) + 1
-        atom.name = base if taken[base] == 1 else f"{base}#{taken[base]}"
-        atom.index = i
+        name = base if base not in taken else f"{base}:{atom.kind}"
+        taken[name] = taken.get(name, 0) + 1
+        atom.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
 
 
 def _makes(facts: Facts, use: Use, dim: Dim) -> bool:
@@ -288,7 +290,7 @@ def _path(use: Use) -> str:
     for suffix in (".weight", ".bias", "_weight", "_bias", ".W", ".w"):
         name = name.removesuffix(suffix)
     opaque = name.startswith(("val_", "onnx::", "const")) or not ("." in use.weight or "/" in use.weight)
-    return use.node.label if opaque and use.node.name else name
+    return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
 __all__ = ["DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -176,18 +177,18 @@ def _fill(
     request: Request,
     fits: Callable[[dict[Dim, int]], bool],
 ) -> dict[Dim, int]:
-    """Put the dearest removed positions back, a multiple at a time, while the target still holds."""
-    order = sorted(
-        (-float(np.sort(relative[atom.dim])[::-1][counts[atom.dim]]), i)
-        for i, atom in enumerate(wanted)
-        if counts[atom.dim] < atom.size
-    )
-    for _, i in order:
-        atom = wanted[i]
-        more = dict(counts)
-        more[atom.dim] = count_for(atom, counts[atom.dim] + 1, request)
+    """Put the dearest removed positions back, a multiple at a time, for as long as the target still holds."""
+    ranked = {atom.dim: np.sort(relative[atom.dim])[::-1] for atom in wanted}
+    waiting = [(-float(ranked[a.dim][counts[a.dim]]), i) for i, a in enumerate(wanted) if counts[a.dim] < a.size]
+    heapify(waiting)
+    while waiting:
+        _, i = heappop(waiting)
+        dim = wanted[i].dim
+        more = {**counts, dim: count_for(wanted[i], counts[dim] + 1, request)}
         if fits(more):
             counts = more
+            if counts[dim] < wanted[i].size:
+                heappush(waiting, (-float(ranked[dim][counts[dim]]), i))
     return counts
 
 

@@ -45,7 +45,10 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation. ``inputs`` holds "" where an optional input is absent; ``outer`` names what its bodies capture."""
+    """One operation. ``inputs`` holds "" where an optional input is absent; ``outer`` names what its bodies capture.
+
+    ``scope`` is the path of the module that it was traced in, where the exporter kept it.
+    """
 
     index: int
     op: str
@@ -55,6 +58,7 @@ class Node:
     attrs: Mapping[str, Any] = field(repr=False)
     kind: str = ""
     outer: tuple[str, ...] = ()
+    scope: str = ""
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ import pytest
 import graphprune
 from graphprune.cost import Cost
 from graphprune.errors import UsageError
+from graphprune.formats import onnx as format_
 from graphprune.report import Report, check_suffix
 from graphprune.verify import Check
 from models import digits
@@ -231,7 +232,7 @@ def test_a_report_of_a_run() -> None:
     assert report.latency is not None
     assert all(0 < seconds < 1 for seconds in report.latency)
     outputs = [
-        result.format.run(model)({"image": images})["logits"].astype(np.float64)
+        format_.run(model)({"image": images})["logits"].astype(np.float64)
         for model in (graphprune.load(digits.PATH).model, result.pruned)
     ]
     drift = np.linalg.norm(outputs[0] - outputs[1]) / np.linalg.norm(outputs[0])

@@ -48,7 +48,7 @@ WORDS, IMAGE = _random(2, 7, 12), _random(2, 3, 8, 8)
 IDS = torch.arange(12).reshape(3, 4)
 
 
-def _heads(x: Tensor, count: int) -> Tensor:
+def _heads(x: Any, count: int) -> Any:
     return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
 
@@ -136,8 +136,8 @@ def _attention(found: list[int], compute: Callable[..., Any], /, *inputs: Tensor
     return found, compute, {**parts, "o": nn.Linear(out, 5)}, (WORDS, *inputs)
 
 
-def _conv(*sizes: int, **options: Any) -> nn.Module:
-    return nn.Conv2d(*sizes, **options)
+def _conv(inputs: int, outputs: int, kernel: int, **options: Any) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, kernel, **options)
 
 
 def _twelve(width: int) -> nn.Module:

@@ -16,7 +16,16 @@ rule(
     text="..., ... -> ...",
 )
 rule("where", "clip", text="..., ..., ... -> ...")
-rule("dropout", text="..., , -> ..., ...")
+
+
+@rule("dropout")
+def dropout(op: Op) -> None:
+    """ "..., , -> ..., ..."; frozen in training mode"""
+    training = op.known(2)
+    if op.given("training_mode", 2) and (training is None or training.any()):
+        op.freeze_all("Dropout is in training mode: export the model in evaluation mode")
+    else:
+        op.axes("..., , -> ..., ...")
 
 
 @rule("max", "min", "sum", "mean")

@@ -91,4 +91,4 @@ def _culprit(analysis: Analysis, atom: Atom) -> str:
     for name in atom.weights:
         if not np.isfinite(analysis.graph.weights[name].load().astype(np.float64)).all():
             return f"the weight {name!r} holds NaN or infinity"
-    return "its weights are too large to be squared and added up"
+    return "its weights are finite, so the score itself made the number (or squares overflowed)"

@@ -2,6 +2,9 @@
 
 As in SPA (arXiv 2403.18955) the importance of a position is summed over all weights its Dim lives in, each weight
 normalised to a mean of one first, so that a large tensor does not drown a small one. Weights are read one at a time.
+
+A batch norm's running mean and variance are statistics, not weights, and its shift says where a channel lies, not how
+much it matters: none of the three is scored (`python -m tools.bench_scores` shows what a score keeps).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from itertools import groupby
 import numpy as np
 
 from graphprune.dims import Dim, atoms, spread
-from graphprune.graph import Array
+from graphprune.graph import Array, Node
 from graphprune.scores.registry import Floats, Task, score
 from graphprune.signature import Layout
 
@@ -68,7 +71,11 @@ def over_weights(
     total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
     groups = [(name, list(uses)) for name, uses in groupby(task.analysis.uses, key=lambda use: use[0])]
     for done, (name, uses) in enumerate(groups):
-        layouts = [layout for _, _, _, layout in uses if any(a in total for dim in layout for a in atoms(dim))]
+        layouts = [
+            layout
+            for _, node, i, layout in uses
+            if not _is_statistic(task, name, node, i) and any(a in total for dim in layout for a in atoms(dim))
+        ]
         if layouts and weights[name].dtype in _FLOATS and (only is None or name in only):
             data = weights[name].load()
             numbers = data if read is None else read(name, data)
@@ -81,6 +88,12 @@ def over_weights(
                     total[dim] += values / mean if mean > 0 else values
         task.progress((done + 1) / len(groups))
     return total
+
+
+def _is_statistic(task: Task, name: str, node: Node | None, i: int) -> bool:
+    """Whether a tensor is only the shift or the running statistics of batch norms."""
+    readers = [(node, i)] if node is not None else task.analysis.graph.consumers.get(name, [])
+    return all(reader.op == "batch_norm" and place >= 2 for reader, place in readers)
 
 
 def _by_atom(

@@ -67,6 +67,14 @@ def attention_cache(net: Net) -> None:
         net.sink(name)
 
 
+@case("attention", "flat, with a cache", "+++ +~+ +~+ / ++~+ ++~+ -> +++ ++~+ ++~+", opset=23)
+def attention_flat_cache(net: Net) -> None:
+    past = net.free(2, 2, 2, D), net.free(2, 2, 2, V)
+    options = {"q_num_heads": 4, "kv_num_heads": 2, "outs": 3, "name": "tested"}
+    for name in net.ops("Attention", *_flat(net, 4, 2), "", *past, **options):
+        net.sink(name)
+
+
 @case("attention", "lengths", "++.+ ++.+ ++.+ / / / + -> ++.+", opset=24)
 def attention_lengths(net: Net) -> None:
     inputs = *_heads(net, 4, 2), "", "", "", net.const([2, 4])

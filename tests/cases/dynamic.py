@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.build import FEATURES, OUTPUTS, Net
+from tests.build import FEATURES, INT64, OUTPUTS, Net
 from tests.cases.table import case
 
 
@@ -170,3 +170,58 @@ def resize(net: Net) -> None:
     large = net.op("Resize", small, "", "", sizes, name="tested", mode="nearest")
     pooled = net.op("ReduceMean", net.op("Add", large, x), net.const([2, 3]), keepdims=0)
     sink(net, pooled, 6)
+
+
+# Parameters that come as inputs of the model: nobody knows them before it runs.
+
+
+def _asked(net: Net, *shape: int) -> str:
+    """Small integers that the user gives."""
+    return net.input(*shape, dtype=INT64)
+
+
+@case("slice", "a start that is an input", "+.+ . . . -> +.+")
+def slice_asked(net: Net) -> None:
+    x = net.free(3, 8, 5)
+    made = net.op("Slice", x, _asked(net, 1), net.const([8]), net.const([1]), name="tested")
+    net.output(net.op("ReduceSum", net.op("Einsum", made, net.weight(3, 5), equation="aib,ab->i"), keepdims=1))
+    net.sink(x)
+
+
+@case("slice", "an axis that is an input", "... . . . -> ...")
+def slice_axis_asked(net: Net) -> None:
+    x = net.free(3, 4, 5)
+    made = net.op("Slice", x, net.const([0]), net.const([2]), _asked(net, 1), name="tested")
+    net.output(net.op("ReduceSum", made, keepdims=1))
+    net.sink(net.op("Tanh", net.free(7)))
+
+
+@case("reduce_sum", "an axis that is an input", "... . -> ...", opset=13)
+def reduce_asked(net: Net) -> None:
+    made = net.op("ReduceSum", net.free(3, 4, 5), _asked(net, 1), keepdims=1, name="tested")
+    net.output(net.op("ReduceMax", net.op("Reshape", net.op("Tanh", made), net.const([-1])), keepdims=1))
+    net.sink(net.op("Tanh", net.free(7)))
+
+
+@case("top_k", "a count that is an input", "... . -> ... ...")
+def top_k_asked(net: Net) -> None:
+    values, _ = net.ops("TopK", net.free(3, 4, 5), _asked(net, 1), outs=2, name="tested")
+    net.output(net.op("Einsum", values, net.weight(3, 4), equation="abi,ab->"))
+    net.sink(net.op("Tanh", net.free(7)))
+
+
+@case("cum_sum", "an axis that is an input", "... 1 -> ...", opset=14)
+def cum_sum_asked(net: Net) -> None:
+    net.sink(net.op("CumSum", net.free(3, 4, 5), _asked(net), name="tested"), hidden=5)
+
+
+@case("gather", "an index that is an input", "+.+ 1 -> ++")
+def gather_asked(net: Net) -> None:
+    net.sink(net.op("Gather", net.free(3, 4, 5), _asked(net), axis=1, name="tested"))
+
+
+@case("tile", "repeats that are an input", "... . -> ...")
+def tile_asked(net: Net) -> None:
+    made = net.op("Tile", net.free(3, 4, 5), net.op("Add", _asked(net, 3), net.const([1, 1, 1])), name="tested")
+    net.output(net.op("ReduceSum", net.op("Tanh", made), keepdims=1))
+    net.sink(net.op("Tanh", net.free(7)))

@@ -28,6 +28,11 @@ def matmul_broadcast(net: Net) -> None:
     net.sink(net.op("MatMul", net.free(3, 1, 2, 4), net.free(2, 4, 3), name="tested"))
 
 
+@case("matmul", "the second has more axes", "++ +++ -> +++")
+def matmul_more(net: Net) -> None:
+    net.sink(net.op("MatMul", net.free(3, 4), net.weight(2, 4, 5, fan=4), name="tested"))
+
+
 @case("matmul", "vector first", "+ +++ -> ++")
 def matmul_vector(net: Net) -> None:
     net.sink(net.op("MatMul", net.free(4), net.free(2, 4, 3), name="tested"))
@@ -95,6 +100,7 @@ _einsum("a,ab,bc->c", "+ ++ ++ -> +", (3,), (3, 4), (4, 5))
 _einsum("...ij,...jk->...ik", "+++ +++ -> +++", (2, 3, 4), (2, 4, 5))
 _einsum("...i,i->...i", "+++ + -> +++", (2, 3, 4), (4,))
 _einsum("i...,ij->j...", "+++ ++ -> +++", (4, 2, 3), (4, 5))
+_einsum("ij,ij->i", "++ ++ -> +", (3, 4), (3, 4))
 _einsum("Ab,bA->A", "++ ++ -> +", (3, 4), (4, 3))
 
 

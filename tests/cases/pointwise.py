@@ -197,6 +197,13 @@ def dropout(net: Net) -> None:
     net.sink(net.op("Dropout", net.free(*SHAPE), ratio=0.4, name="tested"))
 
 
+@case("dropout", "in training mode", "... 1 1 -> ...")
+def dropout_training(net: Net) -> None:
+    """What it drops is drawn anew at each run; a ratio of nothing keeps this one still."""
+    ratio, training = net.const(0.0, np.float32), net.const(True, np.bool_)
+    net.sink(net.op("Dropout", net.free(*SHAPE), ratio, training, name="tested"), hidden=5)
+
+
 @case("dropout", "inputs and mask", "+++ 1 1 -> +++ +++")
 def dropout_mask(net: Net) -> None:
     ratio, training = net.const(0.4, np.float32), net.const(False, np.bool_)

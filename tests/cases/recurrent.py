@@ -64,6 +64,17 @@ def lstm_last(net: Net) -> None:
     net.sink("last")
 
 
+for _op, _free in (("lstm", "+..+ +.+ +.+"), ("gru", "+..+ +.+"), ("rnn", "+..+ +.+")):
+    _last(_op, "batch first", f"+.+ .++ .++ .+ -> {_free}", layout=1)
+
+
+@case("gru", "lengths", ".++ .++ .++ .+ + -> ..++ .++")
+def gru_lengths(net: Net) -> None:
+    inputs = [net.free(T, B, I), *_weights(net, "gru", 1), net.const([3, 2], np.int32)]
+    for name in net.ops("GRU", *inputs, outs=2, hidden_size=H, name="tested"):
+        net.sink(name)
+
+
 @case("gru", "first state", ".++ .++ .++ .+ / .++ -> ..++ .++")
 def gru_state(net: Net) -> None:
     inputs = [net.free(T, B, I), *_weights(net, "gru", 1), "", net.free(1, B, H)]

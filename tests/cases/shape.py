@@ -123,6 +123,12 @@ _expand("more axes", "++ . -> +++", (4, 5), [3, 4, 5])
 _expand("fewer axes", "+++ . -> +++", (3, 4, 5), [4, 5])
 
 
+@case("expand", "a number", "1 . -> ++")
+def expand_number(net: Net) -> None:
+    made = net.op("Expand", net.const(0.7, np.float32), net.const([4, 5]), name="tested")
+    net.sink(net.op("Mul", made, net.free(4, 5)))
+
+
 @case("expand", "computed target", "+.+ . -> +++")
 def expand_computed(net: Net) -> None:
     other = net.free(3, 4, 5)
@@ -154,6 +160,11 @@ def concat(net: Net) -> None:
 def concat_last(net: Net) -> None:
     parts = net.free(2, 3, 4), net.free(2, 3, 3), net.free(2, 3, 1)
     net.sink(net.op("Concat", *parts, axis=-1, name="tested"))
+
+
+@case("concat", "alone", "+++ -> +++")
+def concat_alone(net: Net) -> None:
+    net.sink(net.op("Concat", net.free(2, 3, 4), axis=1, name="tested"))
 
 
 @case("concat", "an input twice", "+++ +++ -> +++")
@@ -188,6 +199,12 @@ _split("no attribute", "+++ -> +++ +++", 11, None, 2)
 _split("no input", "+++ -> +++ +++", 13, None, 2)
 _split("num_outputs", "+++ -> +++ +++", 18, None, 2, num_outputs=2)
 _split("num_outputs, uneven", "+++ -> +++ +++ +.+", 18, None, 3, size=7, num_outputs=3)
+
+
+@case("split", "negative axis", "+++ . -> +++ +++")
+def split_negative(net: Net) -> None:
+    for part in net.ops("Split", net.free(3, 4, 5), net.const([2, 3]), outs=2, axis=-1, name="tested"):
+        net.sink(net.op("Relu", part))
 
 
 @case("split", "fused query, key and value", "+++ . -> +++ +++ +++")
@@ -244,6 +261,7 @@ _resize("sizes", "++.+ / / . -> ++.+", 19, [None, None, [2, 5, 6, 4]])
 _resize("sizes of two axes", "++.. / / . -> ++..", 18, [None, None, [6, 8]], axes=[2, 3])
 _ratio = {"keep_aspect_ratio_policy": "not_larger"}
 _resize("sizes that keep the ratio", "++++ / / . -> ++++", 19, [None, None, [2, 5, 6, 8]], **_ratio)
+_resize("sizes of two axes, from the end", "++.. / / . -> ++..", 18, [None, None, [8, 6]], axes=[-1, -2])
 _resize("channels resized", "+.+. / . -> +.+.", 19, [None, (1, 2, 1, 2)])
 _resize("opset 10", "++.. . -> ++..", 10, [(1, 1, 2, 2)])
 _resize("opset 11", "++.. . . -> ++..", 11, [(0, 0, 0, 0, 1, 1, 1, 1), (1, 1, 2, 2)])

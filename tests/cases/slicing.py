@@ -151,6 +151,12 @@ def gather_elements(net: Net) -> None:
     net.sink(net.op("GatherElements", net.free(3, 4, 5), index, axis=1, name="tested"))
 
 
+@case("gather_elements", "negative axis", "++. +++ -> +++")
+def gather_elements_negative(net: Net) -> None:
+    index = net.const(net.random.integers(0, 5, (3, 4, 2)))
+    net.sink(net.op("GatherElements", net.free(3, 4, 5), index, axis=-1, name="tested"))
+
+
 @case("gather_elements", "fewer rows", "..+ .++ -> .++")
 def gather_elements_fewer(net: Net) -> None:
     index = net.const(net.random.integers(0, 4, (2, 2, 5)))

@@ -118,10 +118,19 @@ class Maker:
         return value
 
     def matrix(self, *shape: int, fan: int) -> str:
-        """Weights; once in six times those of an earlier layer of this shape, as tied layers have."""
+        """Weights; once in six times those of an earlier layer of this shape, as tied layers have.
+
+        Some are stored otherwise than they are used: turned around, or behind an op that does nothing.
+        """
         if shape in self.matrices and self.flip(6):
             return self.matrices[shape]
-        self.matrices[shape] = self.net.weight(*shape, fan=fan)
+        order = list(range(len(shape)))
+        if self.flip(8):
+            order = self.draw(st.permutations(order))
+        stored = self.net.weight(*(shape[order.index(axis)] for axis in range(len(shape))), fan=fan)
+        if order != sorted(order):
+            stored = self.op("Transpose", stored, perm=order)
+        self.matrices[shape] = self.op("Identity", stored) if self.flip(8) else stored
         return self.matrices[shape]
 
     def vector(self, size: int) -> str:

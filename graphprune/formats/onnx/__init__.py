@@ -7,6 +7,7 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 from __future__ import annotations
 
 from graphprune.formats.onnx.model import OnnxModel, native
+from graphprune.formats.onnx.names import vocabulary
 from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.runtime import give, latency, run, trials
@@ -31,4 +32,5 @@ __all__ = [
     "same",
     "save",
     "trials",
+    "vocabulary",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import onnx
+
 _BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SPECIAL = {
     "BatchNormalization": "batch_norm",
@@ -28,3 +30,9 @@ def rule_name(op_type: str, domain: str = "") -> str:
     """
     name = _SPECIAL.get(op_type) or _BOUNDARY.sub("_", op_type).lower()
     return name if domain in STANDARD else f"{domain}.{name}"
+
+
+def vocabulary() -> list[tuple[str, str, str]]:
+    """Domain, name and rule name of every op that the installed onnx defines."""
+    keys = {(schema.domain, schema.name) for schema in onnx.defs.get_all_schemas_with_history()}
+    return [(domain or "ai.onnx", op, rule_name(op, domain)) for domain, op in sorted(keys)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -58,9 +59,19 @@ def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> 
     attrs = {a.name: _attribute(a) for a in node.attribute}
     if op == "cast":
         attrs["integer"] = attrs.get("to") in _INTEGERS
-    return Node(
-        index, op, node.name, tuple(node.input), tuple(node.output), attrs, node.op_type, tuple(dict.fromkeys(outer))
-    )
+    captured = tuple(dict.fromkeys(outer))
+    ends = tuple(node.input), tuple(node.output)
+    return Node(index, op, node.name, *ends, attrs, node.op_type, captured, _scope(node))
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    """The module path that torch's exporter writes into a node's metadata."""
+    written = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    try:
+        scopes = literal_eval(written) if written else []
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

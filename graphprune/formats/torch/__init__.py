@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graphprune.rules.torch
 import graphprune.rules.torch_recurrent  # noqa: F401
+from graphprune.formats.torch.calls import vocabulary
 from graphprune.formats.torch.gradients import gradients
 from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
@@ -41,4 +42,5 @@ __all__ = [
     "same",
     "save",
     "trials",
+    "vocabulary",
 ]

@@ -215,3 +215,8 @@ call(
 call("lstm_cell", "lstm_cell", "input *hx w_ih w_hh b_ih b_hh")
 call("gru_cell", "gru_cell", "input hx w_ih w_hh b_ih b_hh")
 call("rnn_tanh_cell rnn_relu_cell", "rnn_cell", "input hx w_ih w_hh b_ih b_hh")
+
+
+def vocabulary() -> list[tuple[str, str, str]]:
+    """Domain, name and rule name of every ATen call that is read."""
+    return [("aten", name, found.op) for name, found in sorted(CALLS.items())]

@@ -167,6 +167,8 @@ def export(model: TorchModel) -> torch.export.ExportedProgram:
 def save(model: TorchModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
     """Export again and write a .pt2 file, beside the target and renamed."""
     path = Path(path)
+    if path.suffix != ".pt2":
+        raise WriteError(f"a torch model is written as .pt2, not as {path.name}", hint=f"say {path.stem}.pt2")
     half = path.with_name(f"{path.name}.{os.getpid()}.partial.pt2")
     try:
         torch.export.save(export(model), str(half))
