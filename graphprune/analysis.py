@@ -272,7 +272,8 @@ def _name(facts: Facts, found: list[Atom]) -> None:
     for atom in sorted(found, key=lambda atom: atom.reason is not None):
         use = next((use for use in atom.uses if _makes(facts, use, atom.dim)), atom.uses[0])
         base = _path(use)
-        name = base if base not in taken else f"{base}:{atom.kind}"
+        shares_axis = atom.kind in ("head", "kv-group", "head-size")
+        name = f"{base}:{atom.kind}" if shares_axis or base in taken else base
         taken[name] = taken.get(name, 0) + 1
         atom.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
 

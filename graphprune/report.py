@@ -6,8 +6,9 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -20,6 +21,17 @@ from graphprune.dims import Chosen
 from graphprune.errors import UsageError
 from graphprune.plan import Plan
 from graphprune.verify import Check
+
+Section = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>graphprune report</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse }}
+th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd }}
+td {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
+.passed {{ color: #17682f }} .failed {{ color: #b00020; font-weight: bold }}
+</style></head><body>{body}<h2>checks</h2><ul>{checks}</ul><h2>notes</h2><ul>{notes}</ul></body></html>
+"""
 
 
 @dataclass
@@ -38,6 +50,7 @@ class Report:
     file_bytes: tuple[int, int] | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verified(self) -> bool:
@@ -49,20 +62,14 @@ class Report:
         return json.dumps(_finite({**asdict(self), "verified": self.verified}), indent=1, default=str)
 
     def __rich__(self) -> RenderableType:
-        return Group(self._figures(), *self._dims(), *self._frozen(), *self._lines())
+        tables = [_table(*section) for section in self._sections()]
+        lines = [Text(str(check), style="green" if check.passed else "bold red") for check in self.checks]
+        return Group(*tables, *lines, *(Text(note, style="yellow") for note in self._remarks()))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=110)
         console.print(self)
         return str(console.file.getvalue())  # type: ignore[attr-defined]
-
-    def _figures(self) -> Table:
-        table = Table(title="graphprune report")
-        for column in ("", "before", "after", "left"):
-            table.add_column(column, justify="left" if not column else "right")
-        for row in self.figures():
-            table.add_row(*row)
-        return table
 
     def figures(self) -> list[tuple[str, str, str, str]]:
         """Rows of the main table: name, before, after, share left."""
@@ -80,36 +87,31 @@ class Report:
             rows.append(("output drift", "", f"{self.drift:.1%}", ""))
         return rows
 
-    def _dims(self) -> list[Table]:
-        table = Table(title=f"{len(self.dims)} dims cut (score {self.score})")
-        for column in ("dim", "kind", "before", "after", "exact"):
-            table.add_column(column, justify="right" if column in ("before", "after") else "left", overflow="fold")
-        for dim in self.dims:
-            cells = (dim["name"], dim["kind"], dim["before"], dim["after"], "yes" if dim["exact"] else "normalised")
-            table.add_row(*(Text(str(cell)) for cell in cells))
-        return [table] if self.dims else []
+    def _sections(self) -> list[Section]:
+        """Title, column names and rows of every table, the same in all formats."""
+        found: list[Section] = [("graphprune report", ("", "before", "after", "left"), self.figures())]
+        if self.dims:
+            rows = [(d["name"], d["kind"], d["before"], d["after"], _exact(d)) for d in self.dims]
+            title = f"{len(self.dims)} dims cut (score {self.score})"
+            found.append((title, ("dim", "kind", "before", "after", "exact"), rows))
+        if self.kept:
+            kinds = Counter(d["kind"] for d in self.kept)
+            kept = [(kind, count, ", ".join(_names(self.kept, kind))) for kind, count in kinds.items()]
+            found.append(("prunable, but not cut", ("kind", "dims", "which"), kept))
+        if self.frozen:
+            reasons = Counter(d["reason"] for d in self.frozen)
+            sizes = Counter({r: sum(d["size"] for d in self.frozen if d["reason"] == r) for r in reasons})
+            whole = [(reasons[reason], size, reason) for reason, size in sizes.most_common()]
+            found.append(("frozen", ("dims", "positions", "why"), whole))
+        return found
 
-    def _frozen(self) -> list[Table]:
-        if not self.frozen:
-            return []
-        table = Table(title="left whole")
-        for column in ("dims", "positions", "why"):
-            table.add_column(column, justify="left" if column == "why" else "right", overflow="fold")
-        count: Counter[str] = Counter()
-        positions: Counter[str] = Counter()
-        for dim in self.frozen:
-            count[dim["reason"]] += 1
-            positions[dim["reason"]] += dim["size"]
-        for reason, size in positions.most_common():
-            table.add_row(str(count[reason]), str(size), Text(reason))
-        return [table]
-
-    def _lines(self) -> list[Text]:
-        lines = [Text(str(check), style="green" if check.passed else "bold red") for check in self.checks]
+    def _remarks(self) -> list[str]:
+        asked = ", ".join(f"{name}={value}" for name, value in self.request.items() if value not in ([], None))
+        lines = [f"asked: {asked}"] if asked else []
         if self.sizes:
             shown = ", ".join(f"{name}={size}" for name, size in self.sizes.items() if not name.startswith("("))
-            lines.append(Text(f"MACs at {shown}", style="dim"))
-        return lines + [Text(note, style="yellow") for note in self.notes]
+            lines.append(f"MACs at {shown}")
+        return lines + self.notes
 
     def render(self, suffix: str) -> str:
         """The report as text in the format that a file name ending in ``suffix`` asks for."""
@@ -118,21 +120,44 @@ class Report:
 
     def to_html(self) -> str:
         """One page that needs nothing else."""
-        console = Console(file=io.StringIO(), width=120, record=True)
-        console.print(self)
-        return console.export_html(inline_styles=True)
+        parts = []
+        for title, head, rows in self._sections():
+            cells = "".join(f"<tr>{''.join(f'<td>{escape(str(c))}</td>' for c in row)}</tr>" for row in rows)
+            parts.append(
+                f"<h2>{escape(title)}</h2><table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{cells}</table>"
+            )
+        checks = "".join(
+            f"<li class={'passed' if check.passed else 'failed'}>{escape(str(check))}</li>" for check in self.checks
+        )
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self._remarks())
+        return _PAGE.format(body="".join(parts), checks=checks, notes=notes)
 
     def to_markdown(self) -> str:
-        """The main table, the cut dims and the checks."""
-        lines = ["# graphprune report", "", *_markdown(("", "before", "after", "left"), self.figures()), ""]
-        dims = [
-            (d["name"], d["kind"], d["before"], d["after"], "yes" if d["exact"] else "normalised") for d in self.dims
-        ]
-        lines += ["## Dims cut", "", *_markdown(("dim", "kind", "before", "after", "exact"), dims), ""]
-        frozen = [(d["name"], d["size"], d["reason"]) for d in self.frozen]
-        lines += ["## Left whole", "", *_markdown(("dim", "size", "why"), frozen), ""]
-        lines += ["## Checks", "", *(f"- {check}" for check in self.checks), *(f"- {note}" for note in self.notes), ""]
+        """Every table, the checks and the notes."""
+        lines: list[str] = []
+        for level, (title, head, rows) in enumerate(self._sections()):
+            lines += [f"{'#' if level == 0 else '##'} {title}", "", *_markdown(head, rows), ""]
+        lines += ["## Checks", "", *(f"- {check}" for check in self.checks), *(f"- {n}" for n in self._remarks()), ""]
         return "\n".join(lines)
+
+
+def _exact(dim: Mapping[str, Any]) -> str:
+    return "yes" if dim["exact"] else "normalised"
+
+
+def _names(dims: Iterable[Mapping[str, Any]], kind: str, most: int = 3) -> list[str]:
+    names = [str(dim["name"]) for dim in dims if dim["kind"] == kind]
+    return names[:most] + (["..."] if len(names) > most else [])
+
+
+def _table(title: str, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    table = Table(title=title)
+    for column in head:
+        right = column in ("before", "after", "left", "dims", "positions")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
 
 
 _WRITERS: dict[str, Callable[[Report], str]] = {
@@ -186,9 +211,10 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
         for atom in analysis.atoms
         if atom.dim in chosen
     ]
+    kept = [{"name": a.name, "kind": a.kind, "size": a.size} for a in analysis.prunable if a.dim not in chosen]
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost({dim: len(index) for dim, index in chosen.items()})
-    report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example)
+    report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
     if not chosen:
         report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
     return report

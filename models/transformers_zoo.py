@@ -268,7 +268,7 @@ ZOO: dict[str, Build] = {
     "levit": _convolutional("Levit", 96, image_size=96, **_LEVIT),
     "pvt_v2": _convolutional("PvtV2", 64, image_size=64, depths=[1, 1, 1, 1], **_PVT),
     "poolformer": _convolutional("PoolFormer", 64, **_STAGES, mlp_ratio=2.0),
-    "mobilevit": _convolutional("MobileViT", 64, image_size=64, **_MOBILE_VIT),
+    "mobilevit": _convolutional("MobileViT", 128, image_size=128, **_MOBILE_VIT),
     "cvt": _convolutional("Cvt", 64, **_CVT),
 }
 

@@ -70,8 +70,8 @@ def attention_cache(net: Net) -> None:
 @case("attention", "flat, with a cache", "+++ +~+ +~+ / ++~+ ++~+ -> +++ ++~+ ++~+", opset=23)
 def attention_flat_cache(net: Net) -> None:
     past = net.free(2, 2, 2, D), net.free(2, 2, 2, V)
-    options = {"q_num_heads": 4, "kv_num_heads": 2, "outs": 3, "name": "tested"}
-    for name in net.ops("Attention", *_flat(net, 4, 2), "", *past, **options):
+    inputs = *_flat(net, 4, 2), "", *past
+    for name in net.ops("Attention", *inputs, outs=3, q_num_heads=4, kv_num_heads=2, name="tested"):
         net.sink(name)
 
 

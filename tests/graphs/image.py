@@ -175,6 +175,25 @@ def slope(g: Maker, x: Value) -> None:
 
 
 @step("image")
+def window(g: Maker, x: Value) -> None:
+    """Divided by what neighbouring channels hold: their order counts, so that they stay."""
+    g.put(g.op("LRN", x.name, size=3, alpha=0.3), *x.shape)
+
+
+@step("image")
+def patches(g: Maker, x: Value) -> None:
+    """Two by two places and their channels become one token each."""
+    if x.size(2) % 2 or 4 * x.width > MOST_POSITIONS:
+        return
+    rows, columns = x.size(2) // 2, x.size(3) // 2
+    parts = (x.shape[0], x.width, rows, 2, columns, 2)
+    y = g.op("Transpose", g.reshape(x.name, x.shape, parts), perm=[0, 2, 4, 1, 3, 5])
+    turned = (x.shape[0], rows, columns, x.width, 2, 2)
+    flat = (x.shape[0], rows * columns, 4 * x.width)
+    g.put(g.reshape(y, turned, flat), *flat)
+
+
+@step("image")
 def to_rows(g: Maker, x: Value) -> None:
     """Mean or largest over the image, or all places as features."""
     size = x.width * x.size(2) * x.size(3)

@@ -10,15 +10,13 @@ import onnx
 from hypothesis import strategies as st
 from onnx import helper
 
-from tests.build import OUTPUTS, Net
+from tests.build import INT64, OUTPUTS, Net
 
 T = TypeVar("T")
 Sizes = tuple[int | None, ...]
 CHANNELS = (2, 3, 4, 6, 8, 12)
 MOST_POSITIONS = 48
 FEWEST_STEPS, MOST_STEPS = 3, 12
-START = {"image": (3, 4), "tokens": (2, 3), "rows": (1, 2)}
-"""Flavours by their number of axes, and how often a graph starts with one."""
 
 
 class Value(NamedTuple):
@@ -197,8 +195,13 @@ class Maker:
             self.put(made, batch, out, side, side)
         elif flavour == "tokens":
             time = self.pick(3, 4, None)
-            x = self.net.input(named, time or "T", 5)
-            self.put(self.op("MatMul", x, self.matrix(5, out, fan=5)), batch, time, out)
+            if self.flip(3):
+                ids = self.net.input(named, time or "T", dtype=INT64)
+                made = self.op("Gather", self.net.weight(7, out), ids, axis=0)
+            else:
+                x = self.net.input(named, time or "T", 5)
+                made = self.op("MatMul", x, self.matrix(5, out, fan=5))
+            self.put(made, batch, time, out)
         else:
             x = self.net.input(named, 5)
             self.put(self.op("Gemm", x, self.matrix(5, out, fan=5), self.vector(out)), batch, out)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tests.graphs.maker import Maker, Value, divisors, step
+from tests.graphs.maker import MOST_POSITIONS, Maker, Value, divisors, step
 
 
 def linear(g: Maker, name: str, inside: int, out: int) -> str:
@@ -53,12 +53,25 @@ def attend(g: Maker, x: Value) -> None:
     else:
         q, k, v = (_heads(g, linear(g, x.name, x.width, n * width), x, n, width) for n in (heads, kv, kv))
         k, v = (_repeat(g, name, x, kv, group, width) for name in (k, v))
+    if x.shape[1] is not None and width % 2 == 0 and g.flip():
+        q, k = (_rotate(g, name, x.size(1), width) for name in (q, k))
     scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
     seen = g.op("Softmax", g.op("Mul", scores, g.net.const(1 / math.sqrt(width), np.float32)), axis=-1)
     mixed = g.op("Transpose", g.op("MatMul", seen, v), perm=[0, 2, 1, 3])
     flat = g.reshape(mixed, (*x.shape[:2], heads, width), [*x.shape[:2], heads * width])
     y = linear(g, flat, heads * width, x.width)
     g.put(g.op("Add", y, x.name) if g.flip() else y, *x.shape)
+
+
+def _rotate(g: Maker, name: str, time: int, width: int) -> str:
+    """Rotary position: the halves of a head are swapped, one of them negated, and mixed by place."""
+    axis, half = g.net.const([-1]), g.net.const([width // 2])
+    left = g.op("Slice", name, g.net.const([0]), half, axis)
+    right = g.op("Slice", name, half, g.net.const([2**62]), axis)
+    turned = g.op("Concat", g.op("Neg", right), left, axis=-1)
+    return g.op(
+        "Add", g.op("Mul", name, g.net.weight(time, width)), g.op("Mul", turned, g.net.weight(1, 1, time, width))
+    )
 
 
 def _heads(g: Maker, name: str, x: Value, heads: int, width: int) -> str:
@@ -86,6 +99,40 @@ def _fused(g: Maker, x: Value, heads: int, width: int) -> list[str]:
     whole = g.reshape(y, (*x.shape[:2], 3 * heads * width), [*x.shape[:2], 3, heads, width])
     turned = g.op("Transpose", whole, perm=[2, 0, 3, 1, 4])
     return [g.op("Gather", turned, g.net.const(i), axis=0) for i in range(3)]
+
+
+@step("tokens", "rows")
+def share(g: Maker, x: Value) -> None:
+    """Features that sum to one, as weights of a choice."""
+    g.put(g.op(g.pick("Softmax", "LogSoftmax"), x.name, axis=-1), *x.shape)
+
+
+@step("tokens", "rows")
+def scale(g: Maker, x: Value) -> None:
+    """Divided by the root of their number, which the model works out when it runs."""
+    size = g.op("Gather", g.op("Shape", x.name), g.net.const(-1))
+    g.put(g.op("Div", x.name, g.op("Sqrt", g.op("Cast", size, to=1))), *x.shape)
+
+
+@step("tokens", "rows")
+def leak(g: Maker, x: Value) -> None:
+    """What is below zero is damped, each feature by a factor of its own."""
+    below = g.op("Less", x.name, g.net.const(0, np.float32))
+    g.put(g.op("Where", below, g.op("Mul", x.name, g.vector(x.width)), x.name), *x.shape)
+
+
+@step("tokens", "rows")
+def repeat(g: Maker, x: Value) -> None:
+    """All features twice."""
+    times = [*([1] * (len(x.shape) - 1)), 2]
+    if 2 * x.width <= MOST_POSITIONS:
+        g.put(g.op("Tile", x.name, g.net.const(times)), *x.shape[:-1], 2 * x.width)
+
+
+@step("tokens", "rows")
+def order(g: Maker, x: Value) -> None:
+    """Sums of all features before: their order counts, so that they stay."""
+    g.put(g.op("CumSum", x.name, g.net.const(-1)), *x.shape)
 
 
 @step("tokens")
