@@ -44,7 +44,7 @@ Allow = Annotated[list[str] | None, typer.Option(help="Also cut: hidden (residua
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random scores, inputs and permutations.")]
 Calib = Annotated[Path | None, typer.Option(help="Inputs for proof and drift: an .npz with one array an input.")]
 VerifyMode = Annotated[str, typer.Option("--verify", help="full, structure (nothing is run) or none.")]
-Force = Annotated[bool, typer.Option(help="Write even if nothing was cut, or over the input.")]
+Force = Annotated[bool, typer.Option("--force", help="Write even if nothing was cut, or over the input.")]
 ReportPath = Annotated[Path | None, typer.Option("--report", help="Also write the report: .json, .html, .md or .txt.")]
 _FORCE = "choose another name (--force replaces the model itself)"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

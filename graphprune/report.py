@@ -102,7 +102,7 @@ class Report:
             reasons = Counter(d["reason"] for d in self.frozen)
             sizes = Counter({r: sum(d["size"] for d in self.frozen if d["reason"] == r) for r in reasons})
             whole = [(reasons[reason], size, reason) for reason, size in sizes.most_common()]
-            found.append(("frozen", ("dims", "positions", "why"), whole))
+            found.append(("left whole", ("dims", "positions", "why"), whole))
         return found
 
     def _remarks(self) -> list[str]:

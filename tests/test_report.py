@@ -41,6 +41,7 @@ REPORT = Report(
     file_bytes=(5_000, 2_000),
     sizes={"batch": 1, "(1|2)": 7},
     notes=["a note"],
+    kept=[{"name": "q:head-size", "kind": "head-size", "size": 64}],
 )
 
 TEXT = """\
@@ -62,6 +63,12 @@ TEXT = """\
 │ conv1 │ channel │     16 │     8 │ yes        │
 │ norm  │ hidden  │     64 │    32 │ normalised │
 └───────┴─────────┴────────┴───────┴────────────┘
+             prunable, but not cut
+┏━━━━━━━━━━━┳━━━━━━┳━━━━━━━━━━━━━┓
+┃ kind      ┃ dims ┃ which       ┃
+┡━━━━━━━━━━━╇━━━━━━╇━━━━━━━━━━━━━┩
+│ head-size │    1 │ q:head-size │
+└───────────┴──────┴─────────────┘
                                left whole
 ┏━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
 ┃ dims ┃ positions ┃ why                                                 ┃
@@ -71,6 +78,7 @@ TEXT = """\
 └──────┴───────────┴─────────────────────────────────────────────────────┘
 passed permutation: 2 dims permuted (error 1.5e-07, limit 1.0e-04)
 FAILED loads and runs: output 'y' is (1, 2), was (1, 3)
+asked: keep=0.5, multiple=8
 MACs at batch=1
 a note
 """
@@ -87,25 +95,32 @@ MARKDOWN = """\
 | latency | 4.00 ms | 1.00 ms | 25.0% |
 | output drift |  | 12.3% |  |
 
-## Dims cut
+## 2 dims cut (score l2)
 
 | dim | kind | before | after | exact |
 | --- | --- | --- | --- | --- |
 | conv1 | channel | 16 | 8 | yes |
 | norm | hidden | 64 | 32 | normalised |
 
-## Left whole
+## prunable, but not cut
 
-| dim | size | why |
+| kind | dims | which |
 | --- | --- | --- |
-| head | 10 | it is the shape of an output of the model, 'logits' |
-| tail | 5 | it is the shape of an output of the model, 'logits' |
-| odd | 3 | there is no rule for Frob (node f) |
+| head-size | 1 | q:head-size |
+
+## left whole
+
+| dims | positions | why |
+| --- | --- | --- |
+| 2 | 15 | it is the shape of an output of the model, 'logits' |
+| 1 | 3 | there is no rule for Frob (node f) |
 
 ## Checks
 
 - passed permutation: 2 dims permuted (error 1.5e-07, limit 1.0e-04)
 - FAILED loads and runs: output 'y' is (1, 2), was (1, 3)
+- asked: keep=0.5, multiple=8
+- MACs at batch=1
 - a note
 """
 

@@ -176,8 +176,11 @@ def slope(g: Maker, x: Value) -> None:
 
 @step("image")
 def window(g: Maker, x: Value) -> None:
-    """Divided by what neighbouring channels hold: their order counts, so that they stay."""
-    g.put(g.op("LRN", x.name, size=3, alpha=0.3), *x.shape)
+    """Divided by what neighbouring channels hold, inside a layer: their order counts, so that they stay."""
+    inside = g.channels()
+    y = g.op("Conv", x.name, g.matrix(inside, x.width, 1, 1, fan=x.width), g.vector(inside))
+    y = g.op("LRN", y, size=3, alpha=0.3)
+    g.put(g.op("Conv", y, g.matrix(x.width, inside, 1, 1, fan=inside)), *x.shape)
 
 
 @step("image")

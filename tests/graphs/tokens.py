@@ -131,8 +131,10 @@ def repeat(g: Maker, x: Value) -> None:
 
 @step("tokens", "rows")
 def order(g: Maker, x: Value) -> None:
-    """Sums of all features before: their order counts, so that they stay."""
-    g.put(g.op("CumSum", x.name, g.net.const(-1)), *x.shape)
+    """Sums of all features before, inside a layer: their order counts, so that they stay."""
+    inside = g.channels()
+    y = g.op("CumSum", linear(g, x.name, x.width, inside), g.net.const(-1))
+    g.put(g.op("Add", x.name, linear(g, y, inside, x.width)), *x.shape)
 
 
 @step("tokens")

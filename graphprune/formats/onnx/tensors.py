@@ -54,7 +54,7 @@ def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
     if absent or Path(location).is_absolute() or folder.resolve() not in path.resolve().parents:
         raise ReadError(
             f"weight {tensor.name!r} points outside the model's folder: {location!r}",
-            hint="a model may only name data files in its own folder; this one is refused",
+            hint="data files must lie in the model's own folder; where it is a link, copy both files (cp -L)",
         )
     if not path.is_file():
         raise ReadError(
