@@ -148,8 +148,9 @@ def bind(
         *zip(range(first_output), signature.inputs, ins, strict=False),
         *zip(range(first_output, 99), signature.outputs, outs, strict=False),
     ]
-    if len(ins) > len(signature.inputs) and any(layout is not None for layout in ins[len(signature.inputs) :]):
-        return f"it has more inputs than its rule {signature.text!r}"
+    for side, given, spoken in (("inputs", ins, signature.inputs), ("outputs", outs, signature.outputs)):
+        if any(layout is not None for layout in given[len(spoken) :]):
+            return f"it has more {side} than its rule {signature.text!r}"
     for number, operand, layout in operands:
         spans = None if layout is None else split_axes(operand, len(layout))
         if layout is None:

@@ -235,7 +235,7 @@ def test_scores_that_need_what_a_file_does_not_have() -> None:
 
 def test_a_weight_too_large_to_be_squared() -> None:
     """Finite, but its square is not: said without a warning on the way."""
-    with pytest.raises(UsageError, match="too large to be squared"):
+    with pytest.raises(UsageError, match="squares overflowed"):
         scores(layer(1e30), "l2")
     assert np.isfinite(scores(layer(1e30), "l1")[3]).all()
 

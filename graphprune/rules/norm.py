@@ -16,7 +16,7 @@ def dynamic_quantize_linear(op: Op) -> None:
 @rule("batch_norm")
 def batch_norm(op: Op) -> None:
     """ "b c *, c, c, c, c -> b c *"; frozen in training mode"""
-    if op.attr("training_mode", 0):
+    if op.attr("training_mode", 0) or any(op.node.outputs[1:]):
         op.freeze_all("BatchNormalization is in training mode: export the model in evaluation mode")
     elif not op.attr("spatial", 1):
         op.freeze_all("BatchNormalization has statistics for every place (spatial=0)")

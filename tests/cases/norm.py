@@ -29,6 +29,14 @@ def batch_norm_training(net: Net) -> None:
     net.sink(net.ops("BatchNormalization", net.free(2, 5, 3, 3), *inputs, **attrs)[0], hidden=5)
 
 
+@case("batch_norm", "in training mode, before opset 14", ".... . . . . -> .... / / / /", opset=9)
+def batch_norm_training_old(net: Net) -> None:
+    """That it trains shows in its further outputs alone."""
+    inputs = net.weight(5), net.weight(5), net.weight(5), net.weight(5, positive=True)
+    outputs = net.ops("BatchNormalization", net.free(2, 5, 3, 3), *inputs, outs=5, name="tested")
+    net.sink(outputs[0], hidden=5)
+
+
 def _layer_norm(title: str, free: str, axis: int, shape: tuple[int, ...], outs: int = 1) -> None:
     def build(net: Net) -> None:
         size = net.weight(*shape), net.weight(*shape)
