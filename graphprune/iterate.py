@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from graphprune.cost import CostModel
 from graphprune.errors import UsageError
-from graphprune.pipeline import Result, prune
+from graphprune.pipeline import Result, load, prune
 
 Callback = Callable[[Any, int], None]
 
@@ -50,15 +51,22 @@ def prune_in_steps(
     left = [SCHEDULES[schedule](final, step / steps) for step in range(steps + 1)]
     store = _Store(Path(state)) if state is not None else None
     model, first = (store.latest() if store else None) or (module, 0)
+    dense = _dense(module, target, example_inputs) if target != "keep" else 0
     result = None
     for step in range(first, steps):
-        share = left[step + 1] / left[step]
-        result = prune(model, **{**request, target: share})
+        goal = left[step + 1] * dense if dense else left[step + 1] / left[step]
+        result = prune(model, **{**request, target: goal})
         model = result.model
         callback(model, step)
         if store:
             store.save(result, step + 1)
     return result or prune(model, **{**request, "keep": 1.0})
+
+
+def _dense(module: Any, target: str, example_inputs: Any) -> int:
+    """Parameters or MACs before the first step, so that what rounding left over in one step is made up in the next."""
+    cost = CostModel(load(module, example_inputs=example_inputs).analysis)({})
+    return cost.params if target == "params" else cost.macs
 
 
 class _Store:
@@ -68,15 +76,10 @@ class _Store:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def latest(self) -> tuple[Any, int] | None:
+    def latest(self) -> tuple[Path, int] | None:
         """The newest whole step, and how many steps it took."""
-        import torch
-
-        steps = sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-?.pt2"))
-        steps += sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-??.pt2"))
-        if not steps:
-            return None
-        return torch.export.load(self.folder / f"step-{steps[-1]}.pt2").module(), steps[-1]
+        steps = [int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*[0-9].pt2")]
+        return (self.folder / f"step-{max(steps)}.pt2", max(steps)) if steps else None
 
     def save(self, result: Result, step: int) -> None:
         """Write one step; the one before it goes once this one is whole."""

@@ -63,8 +63,8 @@ def digits_subject() -> Subject:
         "accuracy",
         lambda path: f"{digits.accuracy(path):.1%}",
         [
-            Cut("digits-75", "--macs 0.75 --score bn-scale --multiple 4", Request(macs=0.75, multiple=4), "bn-scale"),
-            Cut("digits-50", "--macs 0.5 --score bn-scale --multiple 4", Request(macs=0.5, multiple=4), "bn-scale"),
+            Cut("digits-75", "--macs 0.75", Request(macs=0.75)),
+            Cut("digits-50", "--macs 0.5", Request(macs=0.5)),
         ],
     )
 

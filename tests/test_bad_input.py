@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphprune
 from graphprune.errors import BudgetError, PlanError, ReadError, UsageError, VerifyError, WriteError
+from graphprune.formats import onnx as onnx_format
 from graphprune.verify import Check, Proof
 from models import digits
 from models.light import light
@@ -235,6 +236,32 @@ def test_op_that_nothing_here_can_run(tmp_path: Path) -> None:
     prune(path, *HALF, "--verify", "structure").done()
 
 
+def test_text_that_is_no_text(tmp_path: Path) -> None:
+    """A damaged name of a size is bytes where text should be; it is a name all the same."""
+    path = tmp_path / "model.onnx"
+    assert DIGITS.count(b"batch") == 2
+    path.write_bytes(DIGITS.replace(b"batch", b"\xffatch"))
+    prune(path).done()
+
+
+def test_damage_anywhere(tmp_path: Path) -> None:
+    """A byte changed outside the large weights is harmless or refused, never a traceback."""
+    random, path, ends = np.random.default_rng(0), tmp_path / "model.onnx", set()
+    large = [t.raw_data for t in model().graph.initializer if len(t.raw_data) > 64]
+    inside = {i for data in large for i in range(DIGITS.index(data), DIGITS.index(data) + len(data))}
+    places = sorted(set(range(len(DIGITS))) - inside)
+    for _ in range(200):
+        content = bytearray(DIGITS)
+        content[random.choice(places)] ^= 1 << int(random.integers(8))
+        path.write_bytes(content)
+        try:
+            graphprune.prune(path, keep=0.5, verify="structure")
+            ends.add(0)
+        except graphprune.GraphpruneError as error:
+            ends.add(error.exit_code)
+    assert {0, READ} <= ends <= {0, READ, VERIFY}
+
+
 # External data.
 
 
@@ -335,6 +362,22 @@ def test_zero_size_tensors(tmp_path: Path) -> None:
     prune(path).done()
     shapes = {tuple(t.dims) for t in onnx.load(tmp_path / "out.onnx").graph.initializer}
     assert {(0, 8), (8, 32), (32, 3)} <= shapes
+
+
+def test_axis_that_is_empty_at_run_time(tmp_path: Path) -> None:
+    """A dynamic axis may have no position when the model runs, before the cut and after it."""
+    net = Net()
+    past, now = net.input("past", 8), net.input("now", 8)
+    rows = net.op("Concat", past, now, axis=0)
+    net.output(net.op("MatMul", net.op("Relu", net.op("MatMul", rows, net.weight(8, 64))), net.weight(64, 3)))
+    path = tmp_path / "model.onnx"
+    onnx.save(net.model(), path)
+    prune(path).done()
+    runner = onnx_format.run(onnx_format.read(tmp_path / "out.onnx"))
+    for first, second in ((0, 2), (2, 0), (0, 0)):
+        feeds = {past: np.ones((first, 8), np.float32), now: np.ones((second, 8), np.float32)}
+        (found,) = runner(feeds).values()
+        assert found.shape == (first + second, 3)
 
 
 def test_input_of_size_zero(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from graphprune.rules import RULES, Op, Rule
 from tests.graphs import STEPS, Sample, samples
 from tests.prove import Subject
-from tests.test_rule_twins import concat, split, transpose
+from tests.wrong_rules import concat, gather, slice_, softmax, split, transpose
 
 EXAMPLES = int(os.environ.get("GRAPHPRUNE_EXAMPLES", "300"))
 WITHIN = 300
@@ -65,31 +65,6 @@ def test_random_graphs() -> None:
     assert seen["exact"] >= PRUNABLE * seen["graphs"], seen
     missing = {f"{flavour} {step.__name__}" for flavour, steps in STEPS.items() for step in steps} - set(seen)
     assert not missing, f"no graph took the steps {missing}"
-
-
-def softmax(op: Op) -> None:
-    """Taken for an op that treats every element alike."""
-    op.axes("... -> ...")
-
-
-def gather(op: Op) -> None:
-    """The position that is picked is forgotten: the axis is taken to be free."""
-    axis = op.attr("axis", 0) % len(op.x)
-    indices = op.ins[1] or ()
-    op.tie_same(op.x[:axis], op.y[:axis])
-    op.tie_same(op.x[axis + 1 :], op.y[axis + len(indices) :])
-    op.speak_of(*op.x, *op.y, *indices)
-
-
-def slice_(op: Op) -> None:
-    """The taken positions are cut along with the first ones of the input."""
-    for layout in op.ins[1:]:
-        for dim in layout or ():
-            op.freeze(dim, "it lists axes")
-    op.speak_of(*op.x, *op.y)
-    for dim, out in zip(op.x, op.y, strict=True):
-        if dim.size == out.size:
-            op.tie(dim, out)
 
 
 @pytest.mark.parametrize("wrong", [concat, split, transpose, softmax, gather, slice_], ids=lambda wrong: wrong.__name__)

@@ -15,13 +15,14 @@ def dynamic_quantize_linear(op: Op) -> None:
 
 @rule("batch_norm")
 def batch_norm(op: Op) -> None:
-    """ "b c *, c, c, c, c -> b c *"; frozen in training mode"""
-    if op.attr("training_mode", 0) or any(op.node.outputs[1:]):
+    """ "b c *, c, c, c, c -> b c *"; frozen in training mode, which before opset 14 shows in further outputs"""
+    old = 0 < op.facts.graph.opset < 14
+    if op.attr("training_mode", old and any(op.node.outputs[1:])):
         op.freeze_all("BatchNormalization is in training mode: export the model in evaluation mode")
     elif not op.attr("spatial", 1):
         op.freeze_all("BatchNormalization has statistics for every place (spatial=0)")
     else:
-        op.axes("b c *, c, c, c, c -> b c *")
+        op.axes("b c *, c, c, c, c -> b c *, _, _, _, _")
 
 
 @rule("layer_norm", "rms_norm")

@@ -12,7 +12,7 @@ from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 from graphprune.rules.shape import ORDERED, _regroup
 from graphprune.signature import Layout
 
-rule("image", text="b c * -> b c *")
+rule("image", text="b c * -> b c *, b c *")
 rule("grouped_matmul", text="t k, e k n, e -> t n", macs="t k n", n=MLP)
 rule("bilinear", text="... i, ... j, o i j, o -> ... o", macs="... i j o", o=MLP)
 rule("matrix_vector", text="m k, k -> m", macs="m k")

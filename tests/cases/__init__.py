@@ -6,9 +6,35 @@ an axis, what its rule leaves free: ``+`` may be cut, ``~`` may be cut but the f
 
 from __future__ import annotations
 
-from tests.cases import attention, conv, dynamic, linear, norm, pointwise, quantised, recurrent, reduce, shape, slicing
+from tests.cases import (
+    attention,
+    conv,
+    dynamic,
+    joining,
+    linear,
+    norm,
+    pointwise,
+    quantised,
+    recurrent,
+    reduce,
+    shape,
+    slicing,
+)
 from tests.cases.table import CASES, Case
 
-FAMILIES = (attention, conv, dynamic, linear, norm, pointwise, quantised, recurrent, reduce, shape, slicing)
+FAMILIES = (
+    attention,
+    conv,
+    dynamic,
+    joining,
+    linear,
+    norm,
+    pointwise,
+    quantised,
+    recurrent,
+    reduce,
+    shape,
+    slicing,
+)
 
 __all__ = ["CASES", "FAMILIES", "Case"]

@@ -52,7 +52,7 @@ def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             sizes.append(dim.dim_value)
         else:
-            sizes.append(dim.dim_param or f"{UNKNOWN}{info.name}_{i}")
+            sizes.append(str(dim.dim_param or f"{UNKNOWN}{info.name}_{i}"))  # bytes where it is no valid text
     return tuple(sizes)
 
 

@@ -56,6 +56,8 @@ def _backward(model: TorchModel, loss: Loss, batch: Any, second: bool) -> dict[s
         value = loss(model.traced, batch)
         if getattr(value, "numel", lambda: 0)() != 1:
             raise UsageError("the loss is not one number", hint="return a scalar tensor, such as a mean")
+        if not value.requires_grad:
+            raise UsageError("the loss does not depend on the parameters", hint="compute it without detach or no_grad")
         held = list(tensors.values())
         first: Found = torch.autograd.grad(value, held, create_graph=second, allow_unused=True)
         found = first

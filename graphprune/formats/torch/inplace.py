@@ -19,6 +19,7 @@ from graphprune.dims import Chosen, size_after
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.config import update_config
 from graphprune.formats.torch.model import TorchModel, stored
+from graphprune.formats.torch.train import evaluating
 
 _TOLERANCE = 1e-4
 _SIZES: dict[str, tuple[tuple[str, str, int], ...]] = {
@@ -185,18 +186,12 @@ def _integers(holder: Any, value: int) -> Iterator[str]:
 
 def _difference(source: nn.Module, pruned: TorchModel) -> float:
     places = [node.name for node in pruned.traced.graph.nodes if node.op == "placeholder"]
-    training = [part for part in source.modules() if part.training]
-    source.eval()
-    try:
-        with torch.no_grad():
-            expected = torch.fx.Interpreter(pruned.traced).run(
-                *[pruned.inputs[name] for name in places], enable_io_processing=False
-            )
-            args, kwargs = pruned.called
-            found = source(*args, **kwargs)
-    finally:
-        for part in training:
-            part.training = True
+    with torch.no_grad(), evaluating(source), evaluating(pruned.traced):
+        expected = torch.fx.Interpreter(pruned.traced).run(
+            *[pruned.inputs[name] for name in places], enable_io_processing=False
+        )
+        args, kwargs = pruned.called
+        found = source(*args, **kwargs)
     left, right = (_flat(value) for value in (expected, found))
     if len(left) != len(right) or any(a.shape != b.shape for a, b in zip(left, right, strict=True)):
         return float("inf")

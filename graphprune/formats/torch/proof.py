@@ -16,6 +16,7 @@ from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import UsageError, VerifyError, WriteError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
+from graphprune.formats.torch.train import evaluating
 from graphprune.graph import Array
 from graphprune.rules.registry import Mask
 
@@ -161,7 +162,8 @@ def latency(runners: Sequence[Runner], feeds: Mapping[str, Array], seconds: floa
 def export(model: TorchModel) -> torch.export.ExportedProgram:
     """The model exported again, with the dynamic shapes it was traced with."""
     args, kwargs = model.called
-    return torch.export.export(model.traced, args, kwargs, dynamic_shapes=model.dynamic, strict=False)
+    with evaluating(model.traced):
+        return torch.export.export(model.traced, args, kwargs, dynamic_shapes=model.dynamic, strict=False)
 
 
 def save(model: TorchModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:

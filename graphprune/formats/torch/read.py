@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import fx, nn
 
 from graphprune.errors import ReadError
 from graphprune.formats.torch.model import TorchModel
-from graphprune.formats.torch.train import trainable
+from graphprune.formats.torch.train import evaluating, trainable
 
 
 def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) -> TorchModel:
@@ -26,7 +27,8 @@ def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) ->
     if isinstance(source, torch.export.ExportedProgram):
         args, kwargs = source.example_inputs or ((), {})
         traced = source.module()
-        return _model(traced, args if example_inputs is None else example_inputs, kwargs, source)
+        given = args if example_inputs is None else _tuple(example_inputs)
+        return replace(_model(traced, given, kwargs, source), dynamic=dynamic_shapes)
     if example_inputs is None:
         raise ReadError("a torch module is traced with example inputs", hint="pass example_inputs=(x,) or a dict")
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
@@ -39,20 +41,22 @@ def _tuple(inputs: Any) -> tuple[Any, ...]:
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Any) -> Any:
-    training = [part for part in module.modules() if part.training]
-    for part in training:  # what eval() does, also for modules that torch.export made, which refuse it
-        part.training = False
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        with evaluating(module):
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception as error:  # torch.export raises many kinds
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         raise ReadError(
-            f"torch.export cannot trace {type(module).__name__}: {' '.join(lines[:3])[:500]}",
+            f"torch.export cannot trace {type(module).__name__}: {' '.join(lines[:3])[:500]}{_user_code(error)}",
             hint="check the example inputs; for control flow that depends on data see torch.export's documentation",
         ) from error
-    finally:
-        for part in training:
-            part.training = True
+
+
+def _user_code(error: BaseException) -> str:
+    """The innermost line that is neither torch's nor ours."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
+    return f"; at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], source: Any) -> TorchModel:

@@ -7,9 +7,11 @@ does in the module that was traced. Calls that had it fixed to training when the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 _ARGUMENTS = ("training", "train")
 
@@ -20,6 +22,11 @@ class TracedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> TracedModule:
         """Set the mode of all parts and of all calls that have one."""
         super().train(mode)
+        self.calls_follow(mode)
+        return self
+
+    def calls_follow(self, mode: bool) -> None:
+        """Set the mode of all calls that have one."""
         changed = False
         for node in self.graph.nodes:
             position = _mode_argument(node)
@@ -28,7 +35,6 @@ class TracedModule(fx.GraphModule):
                 changed = True
         if changed:
             self.recompile()
-        return self
 
 
 def trainable(traced: fx.GraphModule) -> TracedModule:
@@ -42,6 +48,26 @@ def trainable(traced: fx.GraphModule) -> TracedModule:
     for part in made.modules():
         part.training = False
     return made
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode meanwhile, also for modules that torch.export made, which refuse ``eval()``; then as before."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        _set_mode(part, False)
+    try:
+        yield
+    finally:
+        for part in training:
+            _set_mode(part, True)
+
+
+def _set_mode(part: nn.Module, mode: bool) -> None:
+    """The mode of one part: its flag, and its calls where they carry the mode."""
+    if isinstance(part, TracedModule):
+        part.calls_follow(mode)
+    part.training = mode
 
 
 def _mode_argument(node: fx.Node) -> tuple[int, str] | None:

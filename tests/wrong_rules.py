@@ -1,0 +1,162 @@
+"""Rules made wrong on purpose, each as somebody could have written it. The proofs must fail for every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphprune.dims import Dim, product, sum_
+from graphprune.rules import Op
+
+
+def text(line: str, **sizes: int | str) -> Callable[[Op], object]:
+    """A rule that is this axis text."""
+    return lambda op: op.axes(line, sizes=sizes)
+
+
+def transpose(op: Op) -> None:
+    op.tie_same(op.x, op.y)
+
+
+def concat(op: Op) -> None:
+    axis = op.attr("axis", 1) % len(op.y)
+    for layout in op.ins:
+        op.tie_same(layout or (), op.y, leave=[axis])
+    parts = [layout[axis] for layout in op.ins if layout]
+    op.tie(sum_(*reversed(parts)), op.y[axis])
+    op.speak_of(*parts)
+
+
+def split(op: Op) -> None:
+    axis = op.attr("axis", 0) % len(op.x)
+    for layout in op.outs:
+        op.tie_same(op.x, layout or (), leave=[axis])
+    parts = [(layout or ())[axis] for layout in op.outs]
+    op.tie(op.x[axis], sum_(*reversed(parts)))
+    op.speak_of(*parts)
+
+
+def reshape(op: Op) -> None:
+    """(h d) read as (d h)."""
+    for layout in op.ins[1:]:
+        op.freeze((layout or ())[0], "it lists axes")
+    many, few = (op.x, op.y) if len(op.x) > len(op.y) else (op.y, op.x)
+    op.tie(few[0], many[0])
+    op.tie(few[1], product(*reversed(many[1:])))
+    op.speak_of(*many, *few)
+    for i, dim in enumerate(op.y):
+        op.slot(1, i, dim)
+
+
+def unslotted_expand(op: Op) -> None:
+    """The target shape is left as it was."""
+    for layout in op.ins[1:]:
+        op.freeze((layout or ())[0], "it lists axes")
+    op.broadcast(op.x, op.y)
+    op.speak_of(*op.y)
+
+
+def squeeze(op: Op) -> None:
+    op.tie_same([dim for dim in op.x if dim.size != 1], op.y)  # type: ignore[arg-type]
+
+
+def gather(op: Op) -> None:
+    """The indexed axis is free."""
+    axis = op.attr("axis", 0) % len(op.x)
+    op.tie_same(op.x[:axis], op.y[:axis])
+    op.tie_same(op.x[axis + 1 :], op.y[axis + len(op.ins[1] or ()) :])
+    op.speak_of(*op.x, *op.y, *(op.ins[1] or ()))
+
+
+def gather_elements(op: Op) -> None:
+    """Axes of different sizes are taken to have nothing to do with each other."""
+    axis = op.attr("axis", 0)
+    op.tie_same(op.ins[1] or (), op.y)
+    for i, (dim, out) in enumerate(zip(op.x, op.y, strict=True)):
+        if i != axis and dim.size == out.size:
+            op.tie(dim, out)
+        else:
+            op.freeze(dim, "its positions are picked by an index")
+
+
+def slice_front(op: Op) -> None:
+    """What is taken stands in front, wherever it starts."""
+    for layout in op.ins[1:]:
+        op.freeze((layout or ())[0], "it lists axes")
+    for dim, out in zip(op.x, op.y, strict=True):
+        if dim.size == out.size:
+            op.tie(dim, out)
+        else:
+            op.tie(dim, sum_(out, Dim((dim.size or 0) - (out.size or 0))))
+            op.speak_of(out)
+
+
+def pad(op: Op) -> None:
+    """What is padded in front and behind, swapped."""
+    pads = op.param("pads", 1) or []
+    for layout in op.ins[1:2]:
+        op.freeze((layout or ())[0], "it lists axes")
+    for i, (dim, out) in enumerate(zip(op.x, op.y, strict=True)):
+        before, after = Dim(pads[i]), Dim(pads[i + len(op.x)])
+        op.tie(out, sum_(*(part for part in (after, dim, before) if part.size)))
+        op.speak_of(dim)
+        op.slot(1, i, before, watch=out)
+        op.slot(1, i + len(op.x), after, watch=out)
+
+
+def tile(op: Op) -> None:
+    """(n r) in place of (r n)."""
+    repeats = op.known(1)
+    for layout in op.ins[1:]:
+        op.freeze((layout or ())[0], "it lists axes")
+    for i, (dim, out) in enumerate(zip(op.x, op.y, strict=True)):
+        copies = Dim(1 if repeats is None else int(repeats[i]))
+        op.tie(product(dim, copies), out)
+        op.speak_of(dim)
+        op.slot(1, i, copies)
+
+
+def reduce_mean(op: Op) -> None:
+    """A mean taken for a sum: removing a position is not the same as a zero there."""
+    axis = (op.attr("axes") or [1])[0] % len(op.x)
+    op.mask(0, axis)
+    op.speak_of(*op.x)
+    kept = [dim for i, dim in enumerate(op.x) if i != axis]
+    op.tie_same(tuple(kept), op.y)
+
+
+def lstm(op: Op) -> None:
+    """The gates inside the state, in place of around it."""
+    op.axes(
+        "t b i, d (h 4) i, d (h 4) h', d (h 8), b, d b h, d b h, d (3 h) -> t d b h, d b h, d b h",
+        sizes={"h": "hidden_size"},
+    )
+
+
+def attention(op: Op) -> None:
+    """Every place of the sequence may go, whether or not a place sees only what is before it."""
+    k = (op.ins[1] or ())[1].size or 1
+    letters = op.axes("b (k r) s d, b k t d, b k t v -> b (k r) s v", sizes={"k": k, "r": (op.x[1].size or 0) // k})
+    op.inexact(letters["t"], "softmax")
+
+
+def attention_scale(op: Op) -> None:
+    """The scale is left to follow the head size."""
+    k = (op.ins[1] or ())[1].size or 1
+    letters = op.axes("b (k r) s d, b k t d, b k t v -> b (k r) s v", sizes={"k": k, "r": (op.x[1].size or 0) // k})
+    op.inexact(letters["t"], "softmax")
+
+
+def softmax(op: Op) -> None:
+    """Taken for an op that treats every element alike."""
+    op.axes("... -> ...")
+
+
+def slice_(op: Op) -> None:
+    """The taken positions are cut along with the first ones of the input."""
+    for layout in op.ins[1:]:
+        for dim in layout or ():
+            op.freeze(dim, "it lists axes")
+    op.speak_of(*op.x, *op.y)
+    for dim, out in zip(op.x, op.y, strict=True):
+        if dim.size == out.size:
+            op.tie(dim, out)
