@@ -28,7 +28,8 @@ LINES = 60  # lines of text that the recogniser is scored on
 SHOWN = 2  # reasons for whole dims that are printed, the largest first
 CLOSING = """\
 Nothing was trained after the cuts. A few per cent of the weights go almost for nothing, half of the recogniser's
-attention blocks costs some reading, and a fifth of the whole recogniser costs all of it until it is trained again."""
+attention blocks costs a third of the reading, and a fifth of the whole recogniser costs all of it until it is trained
+again."""
 
 
 @dataclass(frozen=True)

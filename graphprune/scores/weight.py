@@ -3,8 +3,9 @@
 As in SPA (arXiv 2403.18955) the importance of a position is summed over all weights its Dim lives in, each weight
 normalised to a mean of one first, so that a large tensor does not drown a small one. Weights are read one at a time.
 
-A batch norm's running mean and variance are statistics, not weights, and its shift says where a channel lies, not how
-much it matters: none of the three is scored (`python -m tools.bench_scores` shows what a score keeps).
+A batch norm's running mean and variance are statistics, not weights, and its shift speaks against a channel as often as
+for it (a large negative one turns it off): none of the three is scored. `python -m tools.bench_scores` shows what a
+score keeps.
 """
 
 from __future__ import annotations

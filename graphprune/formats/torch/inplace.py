@@ -28,6 +28,8 @@ _SIZES: dict[str, tuple[tuple[str, str, int], ...]] = {
     "Embedding": (("num_embeddings", "weight", 0), ("embedding_dim", "weight", 1)),
 }
 """Attributes of well-known modules that are the size of an axis of a tensor of theirs."""
+_SETTLED = {attribute for sizes in _SIZES.values() for attribute, _, _ in sizes}
+_SETTLED |= {"in_channels", "out_channels", "groups", "num_features", "num_channels"}
 
 
 def cut_in_place(model: TorchModel, pruned: TorchModel, analysis: Analysis, chosen: Chosen) -> nn.Module:
@@ -167,10 +169,10 @@ def _changed_sizes(analysis: Analysis, chosen: Chosen) -> set[tuple[int, int]]:
 
 
 def _owners(source: nn.Module, node: Any) -> Iterator[nn.Module]:
-    """The modules a node was traced in, the innermost first, the root left out."""
-    for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+    """The modules a node was traced in, the innermost first; the root only where its own forward made the call."""
+    for depth, (path, _) in enumerate(reversed(list((node.meta.get("nn_module_stack") or {}).values()))):
         name = str(path).removeprefix("L['self']").removeprefix(".")
-        if name:
+        if name or depth == 0:
             try:
                 yield source.get_submodule(name)
             except AttributeError:
@@ -178,9 +180,10 @@ def _owners(source: nn.Module, node: Any) -> Iterator[nn.Module]:
 
 
 def _integers(holder: Any, value: int) -> Iterator[str]:
-    """Attributes of ``holder`` that are the integer ``value``."""
+    """Attributes of ``holder`` that are the integer ``value``, but for sizes that `_known_modules` reads off."""
+    settled = _SETTLED if isinstance(getattr(holder, "weight", None), Tensor) else ()
     for name, found in getattr(holder, "__dict__", {}).items():
-        if type(found) is int and found == value and not name.startswith("_"):
+        if type(found) is int and found == value and not name.startswith("_") and name not in settled:
             yield name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphprune.errors import ReadError
 from graphprune.formats.torch.model import TorchModel
@@ -23,17 +24,59 @@ def read(source: Any, example_inputs: Any = None, dynamic_shapes: Any = None) ->
     Raises ReadError where torch.export cannot trace the module, with its reason, or where inputs are missing.
     """
     if isinstance(source, str | Path):
-        source = torch.export.load(str(source))
+        source = _load(Path(source))
     if isinstance(source, torch.export.ExportedProgram):
         args, kwargs = source.example_inputs or ((), {})
         traced = source.module()
         given = args if example_inputs is None else _tuple(example_inputs)
-        return replace(_model(traced, given, kwargs, source), dynamic=dynamic_shapes)
+        return replace(_model(traced, given, kwargs, source), dynamic=dynamic_shapes or _dynamic(source))
     if example_inputs is None:
         raise ReadError("a torch module is traced with example inputs", hint="pass example_inputs=(x,) or a dict")
     args, kwargs = ((), dict(example_inputs)) if isinstance(example_inputs, Mapping) else (_tuple(example_inputs), {})
     program = _export(source, args, kwargs, dynamic_shapes)
     return replace(_model(program.module(), args, kwargs, source), dynamic=dynamic_shapes)
+
+
+def _load(path: Path) -> torch.export.ExportedProgram:
+    if not path.is_file():
+        raise ReadError(f"there is no file {path}", hint="check the path")
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it tries older layouts in turn, and warns with a traceback at each
+    try:
+        return torch.export.load(str(path))
+    except Exception as error:  # of torch, of zipfile, of json
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ReadError(f"torch.export cannot load {path}: {why}", hint="export it again: torch.export.save") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _dynamic(program: torch.export.ExportedProgram) -> Any:
+    """The dynamic shapes that ``program`` was exported with, by input; None where all sizes are fixed."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    flat = [_symbolic(values.get(name), program) for name in program.graph_signature.user_inputs]
+    if not any(flat):
+        return None
+    args, kwargs = torch.utils._pytree.tree_unflatten(flat, program.call_spec.in_spec)
+    return (*args, *kwargs.values())
+
+
+def _symbolic(value: Any, program: torch.export.ExportedProgram) -> dict[int, Any] | None:
+    found: dict[int, Any] = {}
+    for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+        if isinstance(size, torch.SymInt):
+            found[axis] = _dimension(size.node.expr, program)
+    return found or None
+
+
+def _dimension(expression: Any, program: torch.export.ExportedProgram) -> Any:
+    """A named Dim with its range; where the size is computed from others, torch is to find that out again."""
+    limits = program.range_constraints.get(expression)
+    if limits is None or not expression.is_symbol:
+        return torch.export.Dim.AUTO
+    upper = int(limits.upper) if limits.upper.is_finite else None
+    return torch.export.Dim(str(expression), min=int(limits.lower), max=upper)
 
 
 def _tuple(inputs: Any) -> tuple[Any, ...]:
