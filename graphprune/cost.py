@@ -1,4 +1,4 @@
-"""What a model costs as a function of the sizes of its Dims: exact polynomials, no constants fitted.
+"""What a model costs as a function of the sizes of its Dims: exact polynomials; and time, measured.
 
 Parameters and bytes are sums over weights of products of axis sizes; MACs sums over contractions of products of letter
 sizes. Axes that stay dynamic count with the example sizes that the graph was read at.
@@ -7,13 +7,16 @@ sizes. Axes that stay dynamic count with the example sizes that the graph was re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Dim, size_after, touched
+from graphprune.graph import Array
 from graphprune.signature import Layout
 
 Sizes = Mapping[Dim, int]
@@ -109,3 +112,17 @@ def _item_bytes(dtype: str) -> float:
         return float(np.dtype(dtype).itemsize)
     except TypeError:
         return 2.0 if dtype == "bfloat16" else 1.0
+
+
+def latency(
+    runners: Sequence[Callable[[Mapping[str, Array]], Any]], feeds: Mapping[str, Array], seconds: float = 3.0
+) -> list[float]:
+    """Median seconds of each runner, measured alternately so that noise hits all alike, within a time budget."""
+    times: list[list[float]] = [[] for _ in runners]
+    stop = time.perf_counter() + seconds
+    while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
+        for spent, runner in zip(times, runners, strict=True):
+            start = time.perf_counter()
+            runner(feeds)
+            spent.append(time.perf_counter() - start)
+    return [float(np.median(spent[1:])) for spent in times]

@@ -10,6 +10,7 @@ from typing import Any
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates
+from graphprune.cost import latency as measured
 from graphprune.dims import Chosen
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
@@ -201,7 +202,7 @@ def _measure(proof: Proof, report: Report, pruned: Any, latency: bool) -> None:
     after = proof.format.run(pruned)
     report.drift = proof.drift(after)
     if latency:
-        report.latency = proof.format.latency([proof.runner, after], proof.trials[0][1])
+        report.latency = measured([proof.runner, after], proof.trials[0][1])
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:

@@ -287,15 +287,15 @@ EXTERNAL: dict[str, tuple[str, dict[str, str], str]] = {
     "no number": ("good.data", {"offset": "x"}, "from x on"),
     "other length": ("good.data", {"length": "8"}, "is 864 bytes by its sizes; the model says 8"),
     "no length": ("good.data", {"length": "y"}, "says y"),
-    "parent": ("../secret", {}, "points outside"),
-    "through a folder": ("inner/../../secret", {}, "points outside"),
-    "absolute": ("/etc/passwd", {}, "points outside"),
-    "link": ("link.data", {}, "points outside"),
-    "linked folder": ("linked/secret", {}, "points outside"),
-    "nowhere": ("", {}, "points outside"),
-    "itself": (".", {}, "points outside"),
-    "a zero byte": ("good\0.data", {}, "points outside"),
-    "said twice": ("good.data", {"location_": "../secret"}, "points outside"),
+    "parent": ("../secret", {}, "points outside the model's folder"),
+    "through a folder": ("inner/../../secret", {}, "points outside the model's folder"),
+    "absolute": ("/etc/passwd", {}, "points outside the model's folder"),
+    "link": ("link.data", {}, "points outside the model's folder"),
+    "linked folder": ("linked/secret", {}, "points outside the model's folder"),
+    "nowhere": ("", {}, "points outside the model's folder"),
+    "itself": (".", {}, "points outside the model's folder"),
+    "a zero byte": ("good\0.data", {}, "points outside the model's folder"),
+    "said twice": ("good.data", {"location_": "../secret"}, "points outside the model's folder"),
     "a folder": ("inner", {}, "is missing"),
 }
 
@@ -709,11 +709,13 @@ def test_folders_that_are_not_there(given: Path) -> None:
 
 
 def test_devices_are_not_replaced(given: Path) -> None:
-    """os.replace would put a file where /dev/null was."""
-    with pytest.raises(WriteError, match="/dev/null is not a file"):
-        graphprune.prune(given, keep=0.5, verify="none").save("/dev/null")
-    command("plan", given, *HALF, "-o", "/dev/null").done()
-    assert Path("/dev/null").is_char_device()
+    """os.replace would put a file in a device's place. (The link keeps a broken graphprune from doing so here.)"""
+    device = given.with_name("device")
+    device.symlink_to("/dev/null")
+    with pytest.raises(WriteError, match="device is not a file"):
+        graphprune.prune(given, keep=0.5, verify="none").save(device)
+    command("plan", given, *HALF, "-o", device).done()
+    assert device.is_char_device()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files even from root")
@@ -785,8 +787,10 @@ def test_disk_full_for_real(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_full_device(given: Path) -> None:
+    device = given.with_name("device")
+    device.symlink_to("/dev/full")
     with untouched(given.parent):
-        command("plan", given, *HALF, "-o", "/dev/full").refused(WRITE, "No space left on device")
+        command("plan", given, *HALF, "-o", device).refused(WRITE, "No space left on device")
         for line in (("inspect", given), ("plan", given, *HALF)):
             with Path("/dev/full").open("w") as full:
                 said = subprocess.run(

@@ -300,6 +300,19 @@ def test_element_types(dtype: int, raw: bool) -> None:
     assert np.array_equal(numpy_helper.to_array(made), dense[:, list(cut.keep)])
 
 
+def test_words_as_weights() -> None:
+    """A layer that tells words apart by a list of them: the list is cut with the Dim."""
+    words = np.array([f"word {i}" for i in range(64)], dtype=object)
+    net = Net()
+    net.weights.append(numpy_helper.from_array(words, "words"))
+    hidden = net.op("Cast", net.op("Equal", net.input("rows", 1, dtype=TensorProto.STRING), "words"), to=FLOAT)
+    net.output(net.op("MatMul", hidden, net.weight(64, 3)))
+    result = graphprune.prune(net.model(), keep=0.5, verify="structure")
+    (cut,) = result.plan.cuts
+    made = next(tensor for tensor in result.model.graph.initializer if tensor.name == "words")
+    assert numpy_helper.to_array(made).tolist() == words[list(cut.keep)].tolist()
+
+
 def test_a_model_in_memory_is_not_changed() -> None:
     proto = onnx.load(digits.PATH)
     before = proto.SerializeToString()
@@ -430,7 +443,7 @@ def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_limit")
-def test_large_model(tmp_path: Path) -> None:
+def test_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is verified by structure, written with its weights beside it, and is what a small one would become."""
     loaded = graphprune.load(digits.PATH)
     assert loaded.model.large
@@ -445,6 +458,7 @@ def test_large_model(tmp_path: Path) -> None:
     assert digits.accuracy(tmp_path / "small.onnx") == digits.accuracy(result.model.SerializeToString())
     read = format_.read(tmp_path / "small.onnx")
     assert format_.same(read, result.pruned)
+    monkeypatch.setattr(format_.OnnxModel, "inline", lambda model: pytest.fail("it is too large for one protobuf"))
     assert format_.trials(read, format_.run(read)), "a large model runs from a folder of its own"
 
 

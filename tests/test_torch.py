@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 READ, WRITE = 3, 7
 ANY = torch.export.Dim("batch", min=1, max=64)
-WIDTH, MLP, HEADS, WORDS = 16, 24, 4, 31
+WIDTH, MLP, HEADS, WORDS = 24, 32, 4, 31
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -144,7 +144,12 @@ class Branch(Tiny):
 def _bert() -> nn.Module:
     from transformers import BertConfig, BertModel
 
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": HEADS, "intermediate_size": MLP}
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "intermediate_size": MLP,
+    }
     return BertModel(BertConfig(**sizes, vocab_size=WORDS, max_position_embeddings=16))
 
 
@@ -157,9 +162,9 @@ def _llama() -> nn.Module:
 def _whisper() -> nn.Module:
     from transformers import WhisperConfig, WhisperModel
 
-    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIDE.items()}
-    words = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    lengths = {"max_source_positions": 8, "max_target_positions": 16, "num_mel_bins": 4}
+    sides: dict[str, Any] = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in _SIDE.items()}
+    words: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    lengths: dict[str, Any] = {"max_source_positions": 8, "max_target_positions": 16, "num_mel_bins": 4}
     return WhisperModel(WhisperConfig(d_model=WIDTH, vocab_size=WORDS, **sides, **words, **lengths))
 
 
@@ -200,7 +205,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def half(module: nn.Module, inputs: Any, **request: Any) -> graphprune.Result:
+def half(module: Any, inputs: Any, **request: Any) -> graphprune.Result:
     """``module`` with half of every Dim, unless ``request`` says otherwise."""
     return graphprune.prune(module, example_inputs=inputs, **{"keep": 0.5, "multiple": 1, "latency": False, **request})
 
@@ -224,7 +229,8 @@ def cut(name: str) -> Cut:
     torch.manual_seed(0)
     module = generic(make())
     dense, fixed = count(module), {name for name, value in module.named_parameters() if not value.requires_grad}
-    result = half(module, inputs, allow=("all",), verify="structure")
+    kinds = "hidden" if name == "vit" else "all"  # see test_head_size_that_scales_attention
+    result = half(module, inputs, allow=(kinds,), verify="structure")
     assert result.in_place() is module
     return Cut(module, inputs, dense, result, called(module, inputs), fixed)
 
@@ -233,10 +239,10 @@ def cut(name: str) -> Cut:
 
 
 @pytest.fixture(scope="module")
-def given() -> nn.Module:
+def given() -> Any:
     """The digits network, in training mode but for one part."""
-    module = generic(digits.network()).train()
-    module.get_submodule("block1").eval()
+    module: Any = generic(digits.network()).train()
+    module.block1.eval()
     return module
 
 
@@ -264,7 +270,7 @@ def test_names_and_sizes(given: nn.Module, pruned: graphprune.Result) -> None:
 
 def test_given_module_is_untouched() -> None:
     """Tensors, their identity and the mode of every part are as they were."""
-    module = generic(Residual()).train()
+    module: Any = generic(Residual()).train()
     module.bn.eval()
     before = {name: (id(value), value.clone()) for name, value in module.state_dict(keep_vars=True).items()}
     modes = [part.training for part in module.modules()]
@@ -274,7 +280,7 @@ def test_given_module_is_untouched() -> None:
     assert all(id(after[name]) == was and torch.equal(after[name], value) for name, (was, value) in before.items())
 
 
-def test_trains(small: nn.Module) -> None:
+def test_trains(small: Any) -> None:
     """The loss falls, all parameters move, batch-norm statistics move in training mode and only then."""
     x, y = noise(16, 1, 8, 8), torch.arange(16) % 10
     mean = small.get_buffer("bn.running_mean")
@@ -364,7 +370,9 @@ def test_mode_does_not_change_the_plan() -> None:
     """Dropout and batch norm: the same plan in both modes, each kept."""
     plans = []
     for mode in (True, False):
-        module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+        module: nn.Module = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)
+        )
         module = generic(module).train(mode)
         result = half(module, (noise(3, 4),))
         assert [part.training for part in module.modules()] == [mode] * 6
@@ -414,8 +422,8 @@ def test_sizes_by_hand() -> None:
     assert (cnn.depth.groups, cnn.depth.in_channels, cnn.depth.out_channels) == (cnn.wide.out_channels,) * 3
     assert (cnn.norm.num_channels, cnn.norm.num_groups) == (4, 2)
     vit: Any = cut("vit").module
-    assert (vit.up.out_features, vit.patch.out_channels, vit.ln1.normalized_shape) == (12, 8, (8,))
-    assert vit.qkv.out_features == 3 * vit.num_heads * vit.head_dim < 3 * WIDTH
+    assert (vit.up.out_features, vit.patch.out_channels, vit.ln1.normalized_shape) == (16, 12, (12,))
+    assert (vit.num_heads, vit.head_dim, vit.qkv.out_features) == (2, 6, 36)
     bert: Any = cut("bert").module
     attention = bert.encoder.layer[0].attention.self
     assert attention.num_attention_heads * attention.attention_head_size == attention.query.out_features < WIDTH
@@ -446,7 +454,7 @@ def test_fresh_process_loads_them(tmp_path: Path) -> None:
 
 def test_in_place_failure_restores() -> None:
     """A forward that knows a size: VerifyError, and everything is as it was, down to the identity of tensors."""
-    module = generic(HardCoded())
+    module: Any = generic(HardCoded())
     x = (noise(2, 4),)
     state = {name: (value, value.clone()) for name, value in module.state_dict(keep_vars=True).items()}
     kept = {path: {k: v for k, v in vars(part).items() if k[0] != "_"} for path, part in module.named_modules()}
@@ -461,6 +469,19 @@ def test_in_place_failure_restores() -> None:
     assert (module.up.out_features, module.down.in_features) == (8, 8)
     torch.testing.assert_close(called(module, x), expected, rtol=0, atol=0)
     assert result.model(x[0]).shape == (2, 3)
+
+
+def test_head_size_that_scales_attention() -> None:
+    """Attention that divides by the root of its own head size changes with it: refused, the module as it was."""
+    module: Any = generic(Encoder())
+    inputs = MODULES["vit"][1]
+    expected, before = called(module, inputs), shapes(module)
+    result = half(module, inputs, allow=("head-size",))
+    assert result.report.verified
+    with pytest.raises(VerifyError, match="it computes something else"):
+        result.in_place()
+    assert (module.num_heads, module.head_dim, shapes(module)) == (HEADS, WIDTH // HEADS, before)
+    torch.testing.assert_close(called(module, inputs), expected, rtol=0, atol=0)
 
 
 def test_in_place_needs_a_module() -> None:
@@ -694,7 +715,7 @@ def test_tied_parameters_in_place() -> None:
 def test_parametrisations(wrap: Callable[[nn.Module], nn.Module], hidden: int) -> None:
     """Cut and proved, or frozen; never wrong."""
     torch.manual_seed(0)
-    module = Tiny().eval()
+    module: Any = Tiny().eval()
     module.up, module.down = (wrap(part) for part in (module.up, module.down))
     x = (noise(2, 4),)
     dense = called(module, x)

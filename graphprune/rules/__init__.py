@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from graphprune.rules import attention, conv, frozen, linear, norm, pointwise, recurrent, shape  # noqa: F401
+from graphprune.rules import (  # noqa: F401
+    attention,
+    conv,
+    frozen,
+    indexing,
+    linear,
+    norm,
+    pointwise,
+    quantised,
+    recurrent,
+    shape,
+)
 from graphprune.rules.registry import FROZEN, RULES, Facts, Op, Rule, Slot, rule
 
 __all__ = ["FROZEN", "RULES", "Facts", "Op", "Rule", "Slot", "rule"]

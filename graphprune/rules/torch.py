@@ -9,7 +9,7 @@ import numpy as np
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.norm import group_norm, layer_norm
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
-from graphprune.rules.shape import ORDERED, _regroup
+from graphprune.rules.shape import ORDERED, regroup
 from graphprune.signature import Layout
 
 rule("image", text="b c * -> b c *, b c *")
@@ -153,7 +153,7 @@ def im2col(op: Op) -> None:
 def unflatten(op: Op) -> None:
     """one axis as a product"""
     axis = op.attr("axis", 0) % len(op.x)
-    _regroup(op, op.x, op.y)
+    regroup(op, op.x, op.y)
     for i in range(len(op.attr("sizes", []))):
         op.slot("sizes", i, op.y[axis + i])
 
@@ -168,7 +168,7 @@ def expand_as(op: Op) -> None:
 @rule("reshape_as")
 def reshape_as(op: Op) -> None:
     """the first regrouped in row-major order to the axes of the second"""
-    _regroup(op, op.x, op.y)
+    regroup(op, op.x, op.y)
     op.tie_same(op.ins[1] or (), op.y)
 
 

@@ -10,7 +10,7 @@ from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.names import vocabulary
 from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
-from graphprune.formats.onnx.runtime import give, latency, run, trials
+from graphprune.formats.onnx.runtime import give, run, trials
 from graphprune.formats.onnx.surgery import apply
 from graphprune.formats.onnx.write import cut_in_place, disk_bytes, gradients, same, save
 
@@ -22,7 +22,6 @@ __all__ = [
     "disk_bytes",
     "give",
     "gradients",
-    "latency",
     "mask",
     "maskable",
     "native",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +215,3 @@ def _converted(name: str, array: Array, dtype: str) -> Array:
         why = "is empty" if array.size == 0 else "holds NaN"
         raise UsageError(f"input {name!r} {why}, which proves nothing", hint="give real inputs")
     return array.astype(wanted)
-
-
-def latency(runners: Sequence[Callable[[Feeds], Any]], feeds: Feeds, seconds: float = 3.0) -> list[float]:
-    """Median seconds of each runner, measured alternately so that noise hits all alike, within a time budget."""
-    times: list[list[float]] = [[] for _ in runners]
-    stop = time.perf_counter() + seconds
-    while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
-        for spent, runner in zip(times, runners, strict=True):
-            start = time.perf_counter()
-            runner(feeds)
-            spent.append(time.perf_counter() - start)
-    return [float(np.median(spent[1:])) for spent in times]

@@ -150,7 +150,10 @@ def _remembered(source: nn.Module, model: TorchModel, analysis: Analysis, chosen
         if slot.dim.size is None:
             continue
         old, new = slot.dim.size, size_after(slot.dim, sizes)
-        for part in _owners(source, model.calls[slot.node.index].node):
+        node = model.calls[slot.node.index].node
+        if not _listed(node, old):  # as with flatten: a size that follows from the input says nothing of attributes
+            continue
+        for part in _owners(source, node):
             for holder in (part, getattr(part, "config", None)):
                 for name in _integers(holder, old):
                     holders[id(holder)] = holder
@@ -177,6 +180,13 @@ def _owners(source: nn.Module, node: Any) -> Iterator[nn.Module]:
                 yield source.get_submodule(name)
             except AttributeError:
                 continue
+
+
+def _listed(node: Any, old: int) -> bool:
+    """Whether sizes were given to the call: ``old`` itself, or a list in which -1 may stand for it."""
+    values = [*node.args, *node.kwargs.values()]
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    return old in values or any(old in entries or -1 in entries for entries in lists)
 
 
 def _integers(holder: Any, value: int) -> Iterator[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +144,6 @@ def check(model: TorchModel) -> None:
         model.traced.graph.lint()
     except RuntimeError as error:
         raise VerifyError(f"the traced graph is broken: {error}") from error
-
-
-def latency(runners: Sequence[Runner], feeds: Mapping[str, Array], seconds: float = 3.0) -> list[float]:
-    """Median seconds of each runner, measured alternately, within a time budget."""
-    times: list[list[float]] = [[] for _ in runners]
-    stop = time.perf_counter() + seconds
-    while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
-        for spent, runner in zip(times, runners, strict=True):
-            start = time.perf_counter()
-            runner(feeds)
-            spent.append(time.perf_counter() - start)
-    return [float(np.median(spent[1:])) for spent in times]
 
 
 def export(model: TorchModel) -> torch.export.ExportedProgram:
