@@ -682,7 +682,6 @@ def test_half_precision(dtype: torch.dtype) -> None:
         torch.testing.assert_close(called(made, inputs), expected, rtol=0, atol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="surgery gives every name of a tied parameter a Parameter of its own")
 def test_tied_parameters_in_the_traced_module() -> None:
     """One parameter under two names, before and after."""
     result = half(generic(Tied()), (IDS,), allow=("all",))

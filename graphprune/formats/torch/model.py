@@ -80,13 +80,15 @@ def attribute(module: Any, path: str) -> Any:
 
 
 def set_tensor(module: Any, path: str, value: Tensor) -> None:
-    """Replace the tensor at a dotted path, as a parameter or a buffer as it was."""
+    """Replace the tensor at a dotted path, as a parameter or a buffer as it was; a Parameter is registered as it is."""
     *parents, name = path.split(".")
     for parent in parents:
         module = getattr(module, parent)
     old = getattr(module, name)
     if isinstance(old, torch.nn.Parameter):
-        module.register_parameter(name, torch.nn.Parameter(value, requires_grad=old.requires_grad))
+        if not isinstance(value, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
+        module.register_parameter(name, value)
     elif name in module._buffers:
         module._buffers[name] = value
     else:

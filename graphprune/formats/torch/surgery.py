@@ -39,6 +39,8 @@ def _weights(made: TorchModel, model: TorchModel, analysis: Analysis, chosen: Ch
             if touched(dim, chosen):
                 data = data.index_select(axis, torch.as_tensor(take(dim, chosen), device=data.device))
         data = data.clone().contiguous()
+        if isinstance(originals[name], torch.nn.Parameter):  # one for all its names: tied parameters stay tied
+            data = torch.nn.Parameter(data, requires_grad=originals[name].requires_grad)
         for path in tied[id(originals[name])]:
             set_tensor(made.traced, path, data)
 
