@@ -1,1 +1,1 @@
-"""The tests; helpers that several of them use are in build.py and prove.py, the rules table is in cases/."""
+"""The tests; helpers of several are in build.py, prove.py and command.py, the rules table is in cases/."""

@@ -803,15 +803,16 @@ def test_full_device(given: Path) -> None:
 
 
 def test_reader_that_stops_reading() -> None:
-    """``graphprune ops --json | head -1``: no message, no traceback."""
-    line = [sys.executable, "-m", "graphprune", "ops", "--json"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+    """``graphprune inspect MODEL --json | head -1``, with more to print than a pipe holds: no message, no traceback."""
+    line = [sys.executable, "-m", "graphprune", "inspect", str(light("shufflenet")), "--json"]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # without a buffer Python does not notice
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered) as started:
         assert started.stdout is not None
         assert started.stderr is not None
         started.stdout.read(1)
         started.stdout.close()
         said = started.stderr.read()
-    assert said == b""
+    assert (said, started.returncode) == (b"", 1)
 
 
 # Ctrl-C.
@@ -834,21 +835,28 @@ def ready(started: subprocess.Popen[str]) -> None:
     raise AssertionError("the command never began")
 
 
+def touched_last(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced; reading it changes only the time of access."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc to look at the process through")
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 1.0, 1.7, 2.5])
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 1.0, 1.7])
 def test_ctrl_c(delay: float, middling: Path, tmp_path: Path) -> None:
-    before = middling.stat()
+    before = touched_last(middling)
     line = [sys.executable, "-m", "graphprune", "prune", middling, "-o", tmp_path / "out.onnx", *HALF]
     line += ["--plan-out", tmp_path / "plan.json", "--report", tmp_path / "report.html"]
     with subprocess.Popen([str(x) for x in line], stdout=-1, stderr=-1, text=True, start_new_session=True) as started:
         ready(started)
         time.sleep(delay)
+        assert started.poll() is None, "this machine is too fast for the test: it needs a larger model"
         started.send_signal(signal.SIGINT)
         out, err = started.communicate(timeout=60)
     assert (started.returncode, out) == (STOPPED, "")
     assert err == "graphprune: stopped; no partial file is left\n"
     assert contents(tmp_path) == {}
-    assert middling.stat() == before
+    assert touched_last(middling) == before
 
 
 @pytest.mark.parametrize(
