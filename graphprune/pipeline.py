@@ -171,7 +171,7 @@ def prune(
     >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
     (True, True)
     """
-    request = Request(keep, params, macs, multiple, floor, tuple(include), tuple(exclude), tuple(allow))
+    request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     plan = loaded.plan(request, score, loss=loss, batches=batches, seed=seed, progress=progress)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
@@ -203,6 +203,11 @@ def _measure(proof: Proof, report: Report, pruned: Any, latency: bool) -> None:
     report.drift = proof.drift(after)
     if latency:
         report.latency = measured([proof.runner, after], proof.trials[0][1])
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern, or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:
