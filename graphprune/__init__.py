@@ -20,6 +20,7 @@ from graphprune.errors import (
     VerifyError,
     WriteError,
 )
+from graphprune.iterate import prune_in_steps
 from graphprune.pipeline import Loaded, Result, load, prune, verify
 from graphprune.plan import Plan
 from graphprune.report import Report
@@ -43,5 +44,6 @@ __all__ = [
     "analyse",
     "load",
     "prune",
+    "prune_in_steps",
     "verify",
 ]

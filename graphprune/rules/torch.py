@@ -131,19 +131,19 @@ def embedding_bag(op: Op) -> None:
 @rule("pixel_unshuffle")
 def pixel_unshuffle(op: Op) -> None:
     """ "b c * -> b (c r) *", r the block squared"""
-    block = op.attr("blocksize", 1) ** 2
-    inside = Dim(block)
-    op.freeze(inside, "its positions are places in the image")
-    op.tie(op.x[0], op.y[0])
-    op.tie(product(op.x[1], inside), op.y[1])
-    op.speak_of(op.x[1])
+    _gather_places(op, op.attr("blocksize", 1) ** 2, "its positions are places in the image")
 
 
 @rule("im2col")
 def im2col(op: Op) -> None:
     """ "b c * -> b (c r) _", r the elements of the kernel"""
-    inside = Dim(math.prod(op.attr("kernel", [1])))
-    op.freeze(inside, "its positions are places in the kernel")
+    _gather_places(op, math.prod(op.attr("kernel", [1])), "its positions are places in the kernel")
+
+
+def _gather_places(op: Op, count: int, why: str) -> None:
+    """``count`` places become the inner factor of the channels."""
+    inside = Dim(count)
+    op.freeze(inside, why)
     op.tie(op.x[0], op.y[0])
     op.tie(product(op.x[1], inside), op.y[1])
     op.speak_of(op.x[1])
