@@ -14,7 +14,7 @@ from graphprune.cost import latency as measured
 from graphprune.dims import Chosen
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
-from graphprune.plan import Plan, make_plan
+from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.report import Report, make_report
 from graphprune.scores import Task, score_atoms
 from graphprune.verify import Check, Proof, require, structure
@@ -79,6 +79,10 @@ class Loaded:
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
         report = make_report(self.analysis, plan, chosen)
+        if fingerprint(self.analysis.graph) != plan.model:
+            report.notes.append(
+                "the plan was made on another export: Dims were found by the names of weights and modules"
+            )
         if verify == "full" and self.model.large:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")

@@ -1,6 +1,8 @@
 """The Plan: which positions of which Dim stay. Data only, JSON there and back, reusable on a re-export of the model.
 
-A plan knows its model by a hash of its structure (ops, attributes, wiring, sizes), not by its weights or names.
+A plan knows its model by a hash of its structure (ops, attributes, wiring, sizes), not by its weights or names. In a
+model of another structure, such as the ONNX export of a torch module, it finds its Dims again by the names of weights
+and modules that are left.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.analysis import Analysis
+from graphprune.analysis import Analysis, Atom
 from graphprune.dims import Dim, Positions
 from graphprune.errors import PlanError
 from graphprune.graph import Graph
+from graphprune.places import places
 
 VERSION = 1
 _RUN = re.compile("[0-9]{1,9}(-[0-9]{1,9})?")
@@ -29,13 +32,17 @@ MOST = 1 << 24
 
 @dataclass(frozen=True)
 class Cut:
-    """``keep`` positions of the dim number ``index``; name, kind and size are there for readers and checks."""
+    """``keep`` positions of the dim number ``index``; name, kind and size are there for readers and checks.
+
+    ``places`` say where the Dim is to be found in other exports of the model.
+    """
 
     index: int
     name: str
     kind: str
     size: int
     keep: tuple[int, ...]
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Plan:
 
     def to_json(self) -> str:
         """One cut a line, kept positions as ranges ("0-3,5"), so that two plans can be compared with diff."""
-        cuts = [json.dumps({**asdict(cut), "keep": to_ranges(cut.keep)}) for cut in self.cuts]
+        cuts = [json.dumps(_record(cut)) for cut in self.cuts]
         head = {"graphprune_plan": VERSION, "model": self.model, "score": self.score, "request": self.request}
         lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         return "\n".join(["{", *lines, ' "cuts": [', *_joined(cuts), " ]", "}", ""])
@@ -90,32 +97,56 @@ class Plan:
     def chosen(self, analysis: Analysis) -> dict[Dim, Positions]:
         """Kept positions by Dim of ``analysis``; PlanError where the plan is for another model."""
         found = fingerprint(analysis.graph)
-        if found != self.model:
+        if found == self.model:
+            atoms = [analysis.atoms[cut.index : cut.index + 1] if cut.index >= 0 else [] for cut in self.cuts]
+        elif any(cut.places for cut in self.cuts):
+            atoms = _found_again(self.cuts, analysis)
+        else:
             raise PlanError(
                 f"the plan is for another model (structure {self.model}, this one is {found})",
                 hint="make a new plan for this model with graphprune plan",
             )
         chosen: dict[Dim, Positions] = {}
-        for cut in self.cuts:
-            why = _misfit(cut, analysis)
-            if why or analysis.atoms[cut.index].dim in chosen:
-                raise PlanError(
-                    f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
-                    hint="the plan was edited or made by another version: make it again with graphprune plan",
-                )
-            chosen[analysis.atoms[cut.index].dim] = np.asarray(cut.keep, np.int64)
+        for cut, where in zip(self.cuts, atoms, strict=True):
+            for atom in where or [None]:
+                why = _misfit(cut, atom)
+                if atom is None or why or atom.dim in chosen:
+                    raise PlanError(
+                        f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
+                        hint="the plan was edited, or made by another version or for another model: make it again",
+                    )
+                chosen[atom.dim] = np.asarray(cut.keep, np.int64)
         return chosen
 
 
-def _misfit(cut: Cut, analysis: Analysis) -> str:
-    """Why ``cut`` cannot be made; "" where it can."""
-    if not 0 <= cut.index < len(analysis.atoms):
+def _found_again(cuts: Iterable[Cut], analysis: Analysis) -> list[list[Atom]]:
+    """The atoms of each cut in a model of another structure; PlanError names what is not there."""
+    where = places(analysis)
+    atoms = [list({atom.index: atom for place in cut.places for atom in where.get(place, ())}.values()) for cut in cuts]
+    lost = [
+        f"{cut.name!r} (known there as {', '.join(cut.places[:3])})"
+        for cut, found in zip(cuts, atoms, strict=True)
+        if not found
+    ]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise PlanError(
+            f"the plan is for another model, or the exporter folded or renamed the weights that it knows: "
+            f"there is no {'; no '.join(lost[:3])}{more}",
+            hint="make a new plan for this model with graphprune plan",
+        )
+    return atoms
+
+
+def _misfit(cut: Cut, atom: Atom | None) -> str:
+    """Why ``cut`` cannot be made to ``atom``; "" where it can."""
+    if atom is None:
         return f"there is no dim number {cut.index}"
-    atom, keep = analysis.atoms[cut.index], np.asarray(cut.keep, np.int64)
+    keep = np.asarray(cut.keep, np.int64)
     if atom.reason is not None:
-        return f"dim number {cut.index} is frozen: {atom.reason}"
+        return f"dim number {atom.index} is frozen: {atom.reason}"
     if atom.size != cut.size:
-        return f"dim number {cut.index} has {atom.size} positions, not {cut.size}"
+        return f"dim number {atom.index} has {atom.size} positions, not {cut.size}"
     if len(keep) < atom.least:
         return f"it keeps {len(keep)} positions, fewer than the {atom.least} that must stay"
     if keep[0] < 0 or keep[-1] >= cut.size or (np.diff(keep) <= 0).any():
@@ -127,30 +158,48 @@ def _not_a_plan(why: str) -> PlanError:
     return PlanError(f"this is not a plan: {why}", hint="make one with graphprune plan MODEL -o plan.json")
 
 
+def _record(cut: Cut) -> dict[str, Any]:
+    record = {**asdict(cut), "keep": to_ranges(cut.keep)}
+    return record if cut.places else {key: value for key, value in record.items() if key != "places"}
+
+
 def _cuts(records: list[Any]) -> tuple[Cut, ...]:
     """Cuts as read, checked before their ranges are written out in memory."""
-    kinds = {"index": int, "name": str, "kind": str, "size": int, "keep": str}
+    kinds = {"index": int, "name": str, "kind": str, "size": int, "keep": str, "places": list}
     for number, record in enumerate(records):
-        fits = isinstance(record, dict) and record.keys() == kinds.keys()
-        if not fits or any(type(record[key]) is not kind for key, kind in kinds.items()):
+        full = {"places": [], **record} if isinstance(record, dict) else {}
+        fits = full.keys() == kinds.keys() and all(type(place) is str for place in full["places"])
+        if not fits or any(type(full[key]) is not kind for key, kind in kinds.items()):
             raise _not_a_plan(f"cut number {number} needs {', '.join(f'{k} ({v.__name__})' for k, v in kinds.items())}")
     if sum(abs(record["size"]) for record in records) > MOST:
         raise _not_a_plan(f"its sizes add up to more than {MOST:,}")
     cuts = []
     for number, record in enumerate(records):
         try:
-            cuts.append(Cut(**{**record, "keep": from_ranges(record["keep"], record["size"])}))
+            keep = from_ranges(record["keep"], record["size"])
         except ValueError as error:
             raise _not_a_plan(
                 f"cut number {number} ({record['name']}) keeps {record['keep'][:40]!r}: {error}"
             ) from error
+        cuts.append(Cut(**{**record, "keep": keep, "places": tuple(record.get("places", ()))}))
     return tuple(cuts)
 
 
 def make_plan(analysis: Analysis, chosen: Mapping[Dim, Positions], score: str, request: Mapping[str, Any]) -> Plan:
     """The Plan that keeps ``chosen``."""
+    found: dict[Dim, list[str]] = {}
+    for place, owners in places(analysis).items():
+        if len(owners) == 1:
+            found.setdefault(owners[0].dim, []).append(place)
     cuts = tuple(
-        Cut(atom.index, atom.name, atom.kind, atom.size, tuple(int(i) for i in chosen[atom.dim]))
+        Cut(
+            atom.index,
+            atom.name,
+            atom.kind,
+            atom.size,
+            tuple(int(i) for i in chosen[atom.dim]),
+            tuple(found.get(atom.dim, ())),
+        )
         for atom in analysis.atoms
         if atom.dim in chosen
     )

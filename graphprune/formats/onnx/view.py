@@ -65,13 +65,20 @@ def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> 
 
 
 def _scope(node: onnx.NodeProto) -> str:
-    """The module path that torch's exporter writes into a node's metadata."""
+    """The module path that torch's exporters write: the newer one as metadata, the older one as the node's name."""
     written = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
     try:
         scopes = literal_eval(written) if written else []
     except (ValueError, SyntaxError):
         return ""
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+    if isinstance(scopes, list) and len(scopes) > 1:
+        return str(scopes[-2])
+    path: list[str] = []
+    for part in node.name.split("/")[1:-1]:
+        if path and part.startswith(f"{path[-1]}."):  # the entries of a list carry its name again
+            path.pop()
+        path.append(part)
+    return ".".join(path)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

@@ -137,7 +137,7 @@ class _Builder:
         """The model reads a size when it runs; the result is a number and no value of the graph."""
         self.calls[len(self.nodes)] = Traced(node, None)
         attrs = {"axis": node.args[1]}
-        self.nodes.append(Node(len(self.nodes), "torch_size", _path(node), (source,), (), attrs, "sym_size"))
+        self.nodes.append(Node(len(self.nodes), "torch_size", _label(node), (source,), (), attrs, "sym_size"))
 
     def _outputs(self, node: fx.Node) -> tuple[str, ...]:
         value = node.meta.get("val")
@@ -156,7 +156,7 @@ class _Builder:
     def _add(self, node: fx.Node, call: Call | None, op: str, inputs: tuple[str, ...], attrs: dict[str, Any]) -> None:
         index = len(self.nodes)
         outputs = self._outputs(node)
-        self.nodes.append(Node(index, op, _path(node), inputs, outputs, attrs, _name(node) or op))
+        self.nodes.append(Node(index, op, _label(node), inputs, outputs, attrs, _name(node) or op, scope=_scope(node)))
         self.calls[index] = Traced(node, call)
 
     def _known(self, node: fx.Node, call: Call) -> None:
@@ -228,12 +228,17 @@ def _overload(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.")
 
 
-def _path(node: fx.Node) -> str:
+def _label(node: fx.Node) -> str:
     """The module path that the node was traced in, and its own name."""
+    scope = _scope(node)
+    return f"{scope}/{node.name}" if scope else node.name
+
+
+def _scope(node: fx.Node) -> str:
+    """The path of the module that the node was traced in."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [entry[0] for entry in stack.values()]
-    path = str(paths[-1]).removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
-    return f"{path}/{node.name}" if path else node.name
+    return str(paths[-1]).removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
 
 
 def _hint(size: Any) -> int:

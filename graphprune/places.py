@@ -1,0 +1,62 @@
+"""Where an atom is, in words that another export of the same model understands: names of weights and of modules.
+
+Exporters rename, fold and transpose weights, but seldom all of what shares a Dim: a bias keeps its name, and a node the
+path of the module that it was traced in. A place is ``fc1.weight[0]``, axis 0 of a weight, or ``fc1>[2]``, axis 2 of
+what a contraction in module ``fc1`` makes of a weight. Where the atom is only part of the axis (heads, one side of a
+concat), a check sum of the positions follows: ``qkv>[2]@1c3f09aa``.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from graphprune.analysis import Analysis, Atom
+from graphprune.dims import Dim, atoms, resolve
+from graphprune.signature import Layout
+
+
+def places(analysis: Analysis) -> dict[str, list[Atom]]:
+    """The atoms at each place: one, or several where a module is called twice."""
+    found: dict[str, dict[Dim, Atom]] = {}
+    for where, dim in _axes(analysis):
+        for atom in dict.fromkeys(atoms(dim)):
+            if atom in analysis.by_dim:
+                found.setdefault(where + _part(dim, atom), {})[atom] = analysis.by_dim[atom]
+    return {place: list(owners.values()) for place, owners in found.items()}
+
+
+def _axes(analysis: Analysis) -> Iterator[tuple[str, Dim]]:
+    """Every axis that has a name elsewhere too; constants that an exporter may have merged have none."""
+    facts = analysis.facts
+    layouts: list[tuple[str, Layout]] = [(name, layout) for name, reader, _, layout in analysis.uses if reader is None]
+    layouts += [
+        (f"{node.scope}>", facts.layouts.get(node.outputs[0], ()))
+        for node in dict.fromkeys(made.node for made in facts.contractions)
+        if node.scope and any(name in facts.constant for name in node.inputs)
+    ]
+    for name, layout in layouts:
+        for axis, dim in enumerate(layout):
+            yield f"{name}[{axis}]", dim
+
+
+def _part(dim: Dim, atom: Dim) -> str:
+    """ "" where ``atom`` is the whole of ``dim``, else which of its positions are which of the atom's."""
+    return "" if resolve(dim) is atom else f"@{zlib.crc32(_numbers(dim, atom).tobytes()):08x}"
+
+
+def _numbers(dim: Dim, atom: Dim) -> npt.NDArray[np.int64]:
+    """For each position of ``dim`` the position of ``atom`` it belongs to, counted from 1; 0 for none."""
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        return np.arange(1, dim.extent + 1) if dim is atom else np.zeros(dim.extent, np.int64)
+    parts = [_numbers(part, atom) for part in dim.parts]
+    if dim.kind == "sum":
+        return np.concatenate(parts)
+    total = np.zeros(1, np.int64)
+    for part in parts:
+        total = np.add.outer(total, part).ravel()
+    return total
