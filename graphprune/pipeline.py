@@ -111,8 +111,12 @@ class Result:
         return self.loaded.format.native(self.pruned)
 
     def save(self, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
-        """Write the pruned model to ``path`` (beside it first, then renamed): .onnx, or .pt2 for torch."""
+        """Write the pruned model to ``path`` (beside it first, then renamed): .onnx, for torch models .pt2 or .onnx."""
         return self.loaded.format.save(self.pruned, path, progress)
+
+    def exported(self) -> Any:
+        """The pruned torch model as a torch.export.ExportedProgram, with the dynamic shapes it was traced with."""
+        return self.loaded.format.exported(self.pruned)
 
     def in_place(self) -> Any:
         """Cut the torch module itself that was given, and return it.

@@ -21,12 +21,11 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 import graphprune
-from graphprune.errors import ReadError, UsageError, VerifyError, WriteError
+from graphprune.errors import ReadError, UsageError, VerifyError
 from graphprune.formats.torch.train import TracedModule
 from graphprune.iterate import SCHEDULES, prune_in_steps
 from models import digits
 from models.llama import tiny_config
-from tests.command import command
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -726,59 +725,6 @@ def test_parametrisations(wrap: Callable[[nn.Module], nn.Module], hidden: int) -
     result.in_place()
     assert is_parametrized(module.up) == ("parametrizations" in dir(module.up))
     close(called(module, x), called(result.model, x))
-
-
-# ---- files
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A .pt2 file of a module with dynamic batch."""
-    program = torch.export.export(generic(Tiny()), (noise(2, 4),), dynamic_shapes=({0: ANY},))
-    torch.export.save(program, str(tmp_path / "m.pt2"))
-    return tmp_path / "m.pt2"
-
-
-def test_command_line(file: Path) -> None:
-    """inspect and prune of a .pt2 file; what was written is smaller, runs, and takes other batch sizes."""
-    assert "up" in command("inspect", file).done().out
-    dims = command("inspect", file, "--json").done().json
-    assert [dim["size"] for dim in dims if dim["prunable"]] == [8]
-    out = file.with_name("small.pt2")
-    command("prune", file, "-o", out, "--keep", 0.5, "--multiple", 1).done()
-    small = torch.export.load(str(out)).module()
-    assert shapes(small)["up.weight"] == (4, 4)
-    again = half(str(file), None)
-    close(called(small, (noise(5, 4),)), called(again.model, (noise(5, 4),)))
-
-
-def test_command_line_writes_no_onnx(file: Path) -> None:
-    """A torch model is not written as ONNX by that name; nothing is left behind."""
-    before = sorted(file.parent.iterdir())
-    run = command("prune", file, "-o", file.with_name("x.onnx"), "--keep", 0.5, "--multiple", 1)
-    run.refused(WRITE, ".pt2", "x.onnx")
-    assert sorted(file.parent.iterdir()) == before
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip file"])
-def test_spoilt_file(tmp_path: Path, content: bytes) -> None:
-    """A file that torch does not read is a ReadError."""
-    path = tmp_path / "bad.pt2"
-    path.write_bytes(content)
-    command("inspect", path).refused(READ, "bad.pt2")
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    """So is one that is not there."""
-    command("inspect", tmp_path / "none.pt2").refused(READ, "none.pt2")
-
-
-def test_save_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """A folder that is not there: WriteError."""
-    result = half(generic(Tiny()), (noise(2, 4),), verify="none")
-    with pytest.raises(WriteError):
-        result.save(tmp_path / "none" / "m.pt2")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.runtime import give, run, trials
 from graphprune.formats.onnx.surgery import apply
-from graphprune.formats.onnx.write import cut_in_place, disk_bytes, gradients, same, save
+from graphprune.formats.onnx.write import cut_in_place, disk_bytes, exported, gradients, same, save
 
 __all__ = [
     "OnnxModel",
@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "cut_in_place",
     "disk_bytes",
+    "exported",
     "give",
     "gradients",
     "mask",

@@ -120,6 +120,11 @@ def gradients(model: OnnxModel, loss: object, batches: object) -> None:
     """None: a file has no gradients."""
 
 
+def exported(model: OnnxModel) -> None:
+    """UsageError: there is nothing to export."""
+    raise UsageError("an ONNX model is exported already", hint="use result.model, or result.save(path)")
+
+
 def cut_in_place(model: OnnxModel, pruned: OnnxModel, analysis: object, chosen: object) -> None:
     """UsageError: a file is written anew."""
     raise UsageError("an ONNX model is not cut in place", hint="use result.model, or result.save(path)")

@@ -10,18 +10,17 @@ from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
 from graphprune.formats.torch.proof import (
     check,
-    disk_bytes,
     give,
     mask,
     maskable,
     nudge,
     run,
     same,
-    save,
     trials,
 )
 from graphprune.formats.torch.read import read
 from graphprune.formats.torch.surgery import apply
+from graphprune.formats.torch.write import disk_bytes, exported, save
 
 __all__ = [
     "TorchModel",
@@ -29,6 +28,7 @@ __all__ = [
     "check",
     "cut_in_place",
     "disk_bytes",
+    "exported",
     "give",
     "gradients",
     "mask",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,8 @@ from torch import Tensor
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
-from graphprune.errors import UsageError, VerifyError, WriteError
+from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
-from graphprune.formats.torch.train import evaluating
 from graphprune.graph import Array
 from graphprune.rules.registry import Mask
 
@@ -144,34 +141,6 @@ def check(model: TorchModel) -> None:
         model.traced.graph.lint()
     except RuntimeError as error:
         raise VerifyError(f"the traced graph is broken: {error}") from error
-
-
-def export(model: TorchModel) -> torch.export.ExportedProgram:
-    """The model exported again, with the dynamic shapes it was traced with."""
-    args, kwargs = model.called
-    with evaluating(model.traced):
-        return torch.export.export(model.traced, args, kwargs, dynamic_shapes=model.dynamic, strict=False)
-
-
-def save(model: TorchModel, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
-    """Export again and write a .pt2 file, beside the target and renamed."""
-    path = Path(path)
-    if path.suffix != ".pt2":
-        raise WriteError(f"a torch model is written as .pt2, not as {path.name}", hint=f"say {path.stem}.pt2")
-    half = path.with_name(f"{path.name}.{os.getpid()}.partial.pt2")
-    try:
-        torch.export.save(export(model), str(half))
-        half.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise WriteError(f"cannot write {path}: {error}", hint="check the folder and the free space") from error
-    finally:
-        half.unlink(missing_ok=True)
-    return path
-
-
-def disk_bytes(path: Path) -> int:
-    """Bytes of the file."""
-    return path.stat().st_size
 
 
 def same(a: TorchModel, b: TorchModel) -> bool:
