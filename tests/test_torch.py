@@ -624,6 +624,44 @@ def test_bad_steps(options: dict[str, Any], words: str) -> None:
 # ---- bad and unusual input
 
 
+class Either(nn.Module):
+    """Which of two layers is used depends on the numbers, and torch.export can see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp, self.wide = Tiny(4, 12, 6), nn.Linear(6, 16)
+        self.one, self.two, self.head = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs."""
+        wide = self.wide(self.mlp(x)).relu()
+        layer = torch.cond(x.sum() > 0, lambda h: self.one(h).relu(), lambda h: self.two(h).sigmoid(), (wide,))
+        found: Tensor = self.head(layer)
+        return found
+
+
+def test_branches_are_not_entered() -> None:
+    """What flows into and out of torch.cond stays whole, with a reason; the rest is cut, whichever branch is taken."""
+    module = generic(Either())
+    result = half(module, (noise(2, 4),))
+    assert [atom.size for atom in result.loaded.analysis.prunable] == [12, 6]
+    held = {atom.size: str(atom.reason) for atom in result.loaded.analysis.frozen}
+    assert "cond is frozen: its body is a graph of its own" in held[16]
+    assert "cond is frozen" in held[8]
+    assert result.report.verified
+    a, b = (called(result.model, (sign * noise(2, 4).abs(),)) for sign in (1, -1))
+    assert not torch.allclose(a[0], b[0])
+
+
+def test_graph_module() -> None:
+    """A module that torch.fx traced is cut, and cut in place, as any other."""
+    module = torch.fx.symbolic_trace(generic(Tiny()))
+    result = half(module, (noise(2, 4),))
+    assert shapes(result.model) == {"up.weight": (4, 4), "up.bias": (4,), "down.weight": (3, 4), "down.bias": (3,)}
+    assert result.in_place() is module
+    close(called(module, (noise(5, 4),)), called(Tiny.forward.__get__(module), (noise(5, 4),)))
+
+
 def test_untraceable() -> None:
     """torch's reason and the line of the user's code."""
     module = generic(Branch())

@@ -8,7 +8,7 @@ import numpy as np
 
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.norm import group_norm, layer_norm
-from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
+from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, frozen, rule
 from graphprune.rules.shape import ORDERED, regroup
 from graphprune.signature import Layout
 
@@ -17,6 +17,11 @@ rule("grouped_matmul", text="t k, e k n, e -> t n", macs="t k n", n=MLP)
 rule("bilinear", text="... i, ... j, o i j, o -> ... o", macs="... i j o", o=MLP)
 rule("matrix_vector", text="m k, k -> m", macs="m k")
 rule("dot", text="k, k -> ", macs="k")
+
+frozen(
+    "its body is a graph of its own, which is not entered",
+    *"torch.cond torch.while_loop torch.map_impl torch.scan torch.associative_scan".split(),
+)
 
 
 @rule("pointwise")
