@@ -6,7 +6,9 @@ lost. Torch models only: between two steps somebody has to train.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def prune_in_steps(
     final = request.pop(target)
     request = {**request, "example_inputs": example_inputs}
     left = [SCHEDULES[schedule](final, step / steps) for step in range(steps + 1)]
-    store = _Store(Path(state)) if state is not None else None
+    asked = {target: final, "steps": steps, "schedule": schedule, **_plain(request)}
+    store = _Store(Path(state), asked) if state is not None else None
     model, first = (store.latest() if store else None) or (module, 0)
     dense = _dense(module, target, example_inputs) if target != "keep" else 0
     result = None
@@ -63,6 +66,12 @@ def prune_in_steps(
     return result or prune(model, **{**request, "keep": 1.0})
 
 
+def _plain(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What of ``request`` can be written down: numbers, names and patterns, but no data."""
+    patterns = {name: list(request[name]) for name in ("include", "exclude", "allow") if name in request}
+    return {**{name: value for name, value in request.items() if isinstance(value, int | float | str)}, **patterns}
+
+
 def _dense(module: Any, target: str, example_inputs: Any) -> int:
     """Parameters or MACs before the first step, so that what rounding left over in one step is made up in the next."""
     cost = CostModel(load(module, example_inputs=example_inputs).analysis)({})
@@ -70,11 +79,23 @@ def _dense(module: Any, target: str, example_inputs: Any) -> int:
 
 
 class _Store:
-    """Models by step, in a folder."""
+    """Models by step, in a folder, and what was asked for when the first was made."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        note = folder / "asked.json"
+        before = json.loads(note.read_text()) if note.is_file() else asked
+        changed = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+        if changed:
+            listed = ", ".join(f"{name} was {before.get(name)} and is {asked.get(name)}" for name in changed)
+            raise UsageError(
+                f"the steps in {folder} were made for another request: {listed}",
+                hint="give the same request to go on, or another folder to begin anew",
+            )
+        half = note.with_suffix(f".{os.getpid()}.partial")
+        half.write_text(json.dumps(asked))
+        half.replace(note)
 
     def latest(self) -> tuple[Path, int] | None:
         """The newest whole step, and how many steps it took."""

@@ -541,7 +541,7 @@ def test_schedules(name: str) -> None:
 
 
 def stepped(module: nn.Module, callback: Callable[[Any, int], None], **options: Any) -> graphprune.Result:
-    """A tenth of the parameters in three steps, unless ``options`` say otherwise."""
+    """A quarter of the parameters in three steps, unless ``options`` say otherwise."""
     asked = {"steps": 3, "params": 0.25, "multiple": 1, "floor": 0.0, "verify": "none", "latency": False, **options}
     return prune_in_steps(module, example_inputs=(noise(2, 16),), callback=callback, **asked)
 
@@ -591,6 +591,21 @@ def test_steps_go_on(tmp_path: Path) -> None:
     done = stepped(module, tune, state=tmp_path)
     assert seen == [0, 1, 2, 0, 1, 1, 2]
     assert shapes(done.model) == shapes(whole.model)
+
+
+def test_steps_of_another_request(tmp_path: Path) -> None:
+    """A state folder goes on with the request it was made for, and says what is different of another."""
+    module = generic(Tiny(16, 64, 8))
+    stepped(module, lambda model, step: None, state=tmp_path, include=("*",))
+    stepped(module, lambda model, step: None, state=tmp_path, include=["*"])
+    for changed, words in (
+        ({"steps": 7}, "steps was 3 and is 7"),
+        ({"params": 0.4}, "params was 0.25 and is 0.4"),
+        ({"params": None, "keep": 0.5}, "params was 0.25 and is None"),
+        ({"include": ("u*",)}, "include was"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            stepped(module, lambda model, step: None, **{"state": tmp_path, "include": ("*",), **changed})
 
 
 def test_steps_with_training_mode_left_on(tmp_path: Path) -> None:
