@@ -108,14 +108,16 @@ class Plan:
             )
         chosen: dict[Dim, Positions] = {}
         for cut, where in zip(self.cuts, atoms, strict=True):
-            for atom in where or [None]:
-                why = _misfit(cut, atom)
-                if atom is None or why or atom.dim in chosen:
-                    raise PlanError(
-                        f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
-                        hint="the plan was edited, or made by another version or for another model: make it again",
-                    )
-                chosen[atom.dim] = np.asarray(cut.keep, np.int64)
+            why = next(
+                filter(None, (_misfit(cut, atom) for atom in where)),
+                "" if where else f"there is no dim number {cut.index}",
+            )
+            if why or any(atom.dim in chosen for atom in where):
+                raise PlanError(
+                    f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
+                    hint="the plan was edited, or made by another version or for another model: make it again",
+                )
+            chosen |= {atom.dim: np.asarray(cut.keep, np.int64) for atom in where}
         return chosen
 
 
@@ -138,10 +140,8 @@ def _found_again(cuts: Iterable[Cut], analysis: Analysis) -> list[list[Atom]]:
     return atoms
 
 
-def _misfit(cut: Cut, atom: Atom | None) -> str:
+def _misfit(cut: Cut, atom: Atom) -> str:
     """Why ``cut`` cannot be made to ``atom``; "" where it can."""
-    if atom is None:
-        return f"there is no dim number {cut.index}"
     keep = np.asarray(cut.keep, np.int64)
     if atom.reason is not None:
         return f"dim number {atom.index} is frozen: {atom.reason}"

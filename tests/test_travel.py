@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -75,7 +75,7 @@ class Nested(nn.Module):
 def _albert() -> nn.Module:
     from transformers import AlbertConfig, AlbertModel
 
-    sizes = {"hidden_size": 24, "embedding_size": 16, "num_attention_heads": 4, "intermediate_size": 32}
+    sizes: dict[str, Any] = {"hidden_size": 24, "embedding_size": 16, "num_attention_heads": 4, "intermediate_size": 32}
     return AlbertModel(AlbertConfig(**sizes, num_hidden_layers=2, vocab_size=31, max_position_embeddings=16))
 
 
@@ -105,7 +105,7 @@ def both(name: str, *, dynamo: bool = True) -> tuple[Loaded, Loaded]:
         made: Any = torch.onnx.export(module, () if keywords else inputs, kwargs=keywords, dynamo=True, verbose=False)
         made.save(file)
     else:
-        torch.onnx.export(module, inputs, file, dynamo=False)
+        torch.onnx.export(module, inputs, cast("Any", file), dynamo=False)
     return graphprune.load(module, example_inputs=inputs), graphprune.load(onnx.load_from_string(file.getvalue()))
 
 
