@@ -115,7 +115,7 @@ class Plan:
             if why or any(atom.dim in chosen for atom in where):
                 raise PlanError(
                     f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
-                    hint="the plan was edited, or made by another version or for another model: make it again",
+                    hint="it was edited, or made by another version or for another model: make it with graphprune plan",
                 )
             chosen |= {atom.dim: np.asarray(cut.keep, np.int64) for atom in where}
         return chosen

@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -550,7 +551,10 @@ def cut(**values: Any) -> Callable[[dict[str, Any]], object]:
 
 
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another model": (lambda p: p.update(model="0" * 16), "the plan is for another model"),
+    "another model": (
+        lambda p: (p.update(model="0" * 16), [cut.pop("places") for cut in p["cuts"]]),
+        "the plan is for another model",
+    ),
     "model no text": (lambda p: p.update(model=5), "'model' is missing or of the wrong type"),
     "another version": (lambda p: p.update(graphprune_plan=99), "the plan has version 99"),
     "no version": (lambda p: p.pop("graphprune_plan"), "this is not a plan"),
@@ -620,9 +624,11 @@ def test_plan_file(given: Path) -> None:
     command("verify", given, given).refused(USAGE, "needs the plan it was cut by", "--plan plan.json")
 
 
-def test_plan_of_another_model(given: Path, tmp_path: Path) -> None:
-    """The structure decides: one attribute, one size, one wire more is another model."""
-    plan = graphprune.load(given).plan(graphprune.Request(keep=0.5))
+def test_plan_of_another_model(given: Path) -> None:
+    """Another structure is another export at best: names must lead to Dims of the same size, and the report says so."""
+    loaded = graphprune.load(given)
+    plan = loaded.plan(graphprune.Request(keep=0.5))
+    nameless = replace(plan, cuts=tuple(replace(cut, places=()) for cut in plan.cuts))
     changes: list[Change] = [
         lambda m: m.graph.node[0].attribute[0].ints.__setitem__(0, 2),
         lambda m: m.graph.node[2].input.__setitem__(0, m.graph.node[0].output[0]),
@@ -630,8 +636,15 @@ def test_plan_of_another_model(given: Path, tmp_path: Path) -> None:
     for change in changes:
         proto = model()
         change(proto)
+        other = graphprune.load(proto)
         with pytest.raises(PlanError, match="for another model"):
-            plan.chosen(graphprune.load(proto).analysis)
+            nameless.chosen(other.analysis)
+        assert "another export" in str(other.apply(plan, verify="none").report.notes)
+    with pytest.raises(PlanError, match=r"another model, or the exporter folded or renamed .* no 'conv'"):
+        plan.chosen(graphprune.load(light("squeezenet")).analysis)
+    wider = replace(plan.cuts[0], size=plan.cuts[0].size + 1)
+    with pytest.raises(PlanError, match="has 24 positions, not 25"):
+        replace(plan, cuts=(wider,), model="0" * 16).chosen(loaded.analysis)
 
 
 # Outputs.
