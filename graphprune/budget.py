@@ -1,7 +1,8 @@
 """From scores, costs and a request to the positions that stay.
 
-``keep`` cuts every Dim alike; ``params`` and ``macs`` rank all positions of all Dims together (each Dim's scores
-relative to their mean) and cut from the bottom until the exact cost is met. Counts are rounded to a multiple, because
+``keep`` cuts every Dim alike; ``params`` and ``macs`` rank all positions of all Dims together and cut from the bottom
+until the exact cost is met. Scores that are errors are ranked by what they cost for what they free, others relative to
+the mean of their Dim. Counts are rounded to a multiple, because
 kernels like 40 channels better than 37, and never fall below a floor.
 """
 
@@ -100,8 +101,10 @@ def _names(atom: Atom) -> set[str]:
     return {atom.name, *atom.weights, *(use.node.name for use in atom.uses if use.node.name)}
 
 
-def allocate(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request) -> dict[Dim, Positions]:
-    """The kept positions of each atom in ``wanted`` that loses any, ascending.
+def allocate(
+    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, *, errors: bool = False
+) -> dict[Dim, Positions]:
+    """The kept positions of each atom in ``wanted`` that loses any, ascending; ``errors``: what the scores are.
 
     Raises BudgetError with the least reachable share where the target cannot be met.
     """
@@ -109,7 +112,7 @@ def allocate(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Re
     if name == "keep":
         counts = {atom.dim: count_for(atom, value * atom.size, request, nearest=True) for atom in wanted}
     else:
-        counts = _global(analysis, wanted, scores, request)
+        counts = _global(analysis, wanted, scores, request, errors=errors)
     return {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
 
 
@@ -136,14 +139,20 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     return min(atom.size, count)
 
 
-def _global(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request) -> dict[Dim, int]:
+def _global(
+    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, *, errors: bool
+) -> dict[Dim, int]:
     """One threshold over all positions: the lowest that meets the target; then what still fits is put back."""
     name, value = request.target
     model = CostModel(analysis, [atom.dim for atom in wanted])
     cost: Callable[[dict[Dim, int]], int] = model.params if name == "params" else model.macs
     dense = cost({})
     target = value * dense if value <= 1 else value
-    relative = {atom.dim: _relative(scores[atom.dim]) for atom in wanted}
+    if errors:
+        freed = {atom.dim: max(1, dense - cost({atom.dim: atom.size - 1})) for atom in wanted}
+        relative = {atom.dim: scores[atom.dim] / freed[atom.dim] for atom in wanted}
+    else:
+        relative = {atom.dim: _relative(scores[atom.dim]) for atom in wanted}
 
     def counts(threshold: float) -> dict[Dim, int]:
         return {a.dim: count_for(a, float(np.sum(relative[a.dim] >= threshold)), request) for a in wanted}

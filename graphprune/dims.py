@@ -341,3 +341,22 @@ def spread(dim: Dim, values: npt.NDArray[np.float64], into: dict[Dim, npt.NDArra
         breaks = np.cumsum([_size(part) for part in dim.parts])[:-1]
         for part, piece in zip(dim.parts, np.split(values, breaks), strict=True):
             spread(part, piece, into)
+
+
+def numbers(dim: Dim, atom: Dim) -> Positions:
+    """For each position of ``dim`` the position of ``atom`` that it belongs to, counted from 1; 0 for none.
+
+    >>> heads, width = Dim(2), Dim(3)
+    >>> numbers(product(heads, width), width).tolist()
+    [1, 2, 3, 1, 2, 3]
+    """
+    dim = resolve(dim)
+    if dim.kind == "atom":
+        return np.arange(1, dim.extent + 1) if dim is atom else np.zeros(dim.extent, np.int64)
+    parts = [numbers(part, atom) for part in dim.parts]
+    if dim.kind == "sum":
+        return np.concatenate(parts)
+    total = np.zeros(1, np.int64)
+    for part in parts:
+        total = np.add.outer(total, part).ravel()
+    return total

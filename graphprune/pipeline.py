@@ -10,13 +10,16 @@ from typing import Any
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates
+from graphprune.compensate import DAMPING, compensate
+from graphprune.consumers import Site, consumers
 from graphprune.cost import latency as measured
 from graphprune.dims import Chosen
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.report import Report, make_report
-from graphprune.scores import Task, score_atoms
+from graphprune.scores import SCORES, Task, score_atoms
+from graphprune.stats import Batches, Moments, collect
 from graphprune.verify import Check, Proof, require, structure
 
 VERIFY = ("full", "structure", "none")
@@ -39,6 +42,19 @@ class Loaded:
         """How the weights of the Dim ``name`` came to be coupled, or what froze it."""
         return explain(self.analysis, name)
 
+    def measure(self, batches: Batches) -> dict[Site, Moments]:
+        """Moments of the activations that weights multiply, over ``batches`` of inputs by name."""
+        sites = dict.fromkeys(site for consumer in consumers(self.analysis) for site in consumer.sites)
+        graph = self.analysis.graph
+        sizes = {site: graph.extent((graph.shape(site.value) or ())[site.axis]) for site in sites}
+        return collect(sites, sizes, batches, lambda some, data: self.format.moments(self.model, some, data))
+
+    def compensated(self, plan: Plan, moments: Mapping[Site, Moments], damping: float = DAMPING) -> Loaded:
+        """This model with the weights that stay changed so that they make up for what ``plan`` removes."""
+        values = compensate(self.analysis, plan.chosen(self.analysis), moments, damping)
+        model = self.format.replaced(self.model, values)
+        return Loaded(self.format, model, analyse(model.graph))
+
     def plan(
         self,
         request: Request,
@@ -46,18 +62,22 @@ class Loaded:
         *,
         loss: Any = None,
         batches: Any = None,
+        moments: Mapping[Site, Moments] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Plan:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
-        Scores that need gradients take ``loss`` (of module and batch, a scalar tensor) and ``batches``.
+        Scores that need gradients take ``loss`` (of module and batch, a scalar tensor) and ``batches``; those that need
+        data take ``moments`` (see `measure`).
         """
         wanted = candidates(self.analysis, request)
         gradients = self.format.gradients(self.model, loss, batches)
-        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients)
+        seen = None if moments is None else lambda sites: moments
+        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients, seen)
         scores = score_atoms(task, score)
-        chosen = allocate(self.analysis, wanted, scores, request) if self.analysis.prunable else {}
+        errors = SCORES[score].errors
+        chosen = allocate(self.analysis, wanted, scores, request, errors=errors) if self.analysis.prunable else {}
         return make_plan(self.analysis, chosen, score, _asked(request, seed))
 
     def apply(

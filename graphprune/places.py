@@ -11,11 +11,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-
 from graphprune.analysis import Analysis, Atom
-from graphprune.dims import Dim, atoms, resolve
+from graphprune.dims import Dim, atoms, numbers, resolve
 from graphprune.signature import Layout
 
 
@@ -45,18 +42,4 @@ def _axes(analysis: Analysis) -> Iterator[tuple[str, Dim]]:
 
 def _part(dim: Dim, atom: Dim) -> str:
     """ "" where ``atom`` is the whole of ``dim``, else which of its positions are which of the atom's."""
-    return "" if resolve(dim) is atom else f"@{zlib.crc32(_numbers(dim, atom).tobytes()):08x}"
-
-
-def _numbers(dim: Dim, atom: Dim) -> npt.NDArray[np.int64]:
-    """For each position of ``dim`` the position of ``atom`` it belongs to, counted from 1; 0 for none."""
-    dim = resolve(dim)
-    if dim.kind == "atom":
-        return np.arange(1, dim.extent + 1) if dim is atom else np.zeros(dim.extent, np.int64)
-    parts = [_numbers(part, atom) for part in dim.parts]
-    if dim.kind == "sum":
-        return np.concatenate(parts)
-    total = np.zeros(1, np.int64)
-    for part in parts:
-        total = np.add.outer(total, part).ravel()
-    return total
+    return "" if resolve(dim) is atom else f"@{zlib.crc32(numbers(dim, atom).tobytes()):08x}"

@@ -18,9 +18,9 @@ from graphprune.rules import registry
 
 ROOT = Path(graphprune.__file__).parent
 ORDER = (
-    "errors", "graph", "dims", "signature", "rules", "values", "analysis", "stats", "scores", "cost", "compensate",
-    "budget", "places", "plan", "formats", "verify", "explain", "report", "pipeline", "iterate", "catalogue", "terminal", "cli",
-    "__init__", "__main__",
+    "errors", "graph", "dims", "signature", "rules", "values", "analysis", "consumers", "stats", "scores", "cost",
+    "compensate", "budget", "places", "plan", "formats", "verify", "explain", "report", "pipeline", "iterate",
+    "catalogue", "terminal", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""
 OUTSIDE = ("onnx", "onnx_graphsurgeon", "onnxruntime", "torch")

@@ -5,15 +5,17 @@ Nothing outside a format knows what a file looks like; the rest of the package t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from graphprune.analysis import Analysis
+from graphprune.consumers import Site
 from graphprune.dims import Chosen, Dim
 from graphprune.errors import ReadError
 from graphprune.graph import Array, Graph
+from graphprune.stats import Batches, Moments
 
 Feeds = Mapping[str, Array]
 Runner = Callable[[Feeds], dict[str, Array]]
@@ -45,6 +47,8 @@ class Format(Protocol):
     def mask(self, model: Any, analysis: Analysis, chosen: Chosen) -> Any: ...
     def maskable(self, analysis: Analysis) -> set[Dim]: ...
     def nudge(self, model: Any, analysis: Analysis, seed: int) -> Any: ...
+    def moments(self, model: Any, sites: Sequence[Site], batches: Batches) -> dict[Site, Moments]: ...
+    def replaced(self, model: Any, values: Mapping[str, Array]) -> Any: ...
     def check(self, model: Any) -> None: ...
     def give(self, model: Any, inputs: Mapping[str, Any]) -> None: ...
     def native(self, model: Any) -> Any: ...

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from graphprune.scores.registry import SCORES, Score, Scores, Task, score_atoms
 
-from graphprune.scores import gradient, weight  # noqa: F401  isort: skip
+from graphprune.scores import gradient, obs, weight  # noqa: F401  isort: skip
 
 __all__ = ["SCORES", "Score", "Scores", "Task", "score_atoms"]

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis, Atom
+from graphprune.consumers import Site
 from graphprune.dims import Dim
 from graphprune.errors import UsageError
 from graphprune.graph import Array
+from graphprune.stats import Moments
 
 Floats = npt.NDArray[np.float64]
 Scores = Mapping[Dim, Floats]
@@ -28,7 +30,8 @@ class Task:
     """What a score is given: the ``atoms`` to score, and where numbers come from.
 
     ``gradients(kind)`` yields, a batch at a time, numbers by weight name: the "gradient" of the loss, the "hessian"
-    times it, or those of "synflow"; None where the model has no gradients.
+    times it, or those of "synflow"; None where the model has no gradients. ``moments(sites)`` are those of activations;
+    None where there is no data.
     """
 
     analysis: Analysis
@@ -36,6 +39,7 @@ class Task:
     seed: int = 0
     progress: Progress = _no_progress
     gradients: Callable[[str], Gradients] | None = None
+    moments: Callable[[Iterable[Site]], Mapping[Site, Moments]] | None = None
 
 
 Function = Callable[[Task], dict[Dim, Floats]]
@@ -43,22 +47,26 @@ Function = Callable[[Task], dict[Dim, Floats]]
 
 @dataclass(frozen=True)
 class Score:
-    """A criterion: ``needs`` says what it takes beside the model (nothing, data, gradients, labels)."""
+    """A criterion: ``needs`` says what it takes beside the model (nothing, data, gradients, labels).
+
+    Scores that are ``errors`` mean the same in every Dim; of others only the ranking within a Dim counts.
+    """
 
     name: str
     needs: str
     doc: str
     function: Function
+    errors: bool = False
 
 
 SCORES: dict[str, Score] = {}
 
 
-def score(name: str, needs: str = "nothing") -> Callable[[Function], Function]:
+def score(name: str, needs: str = "nothing", *, errors: bool = False) -> Callable[[Function], Function]:
     """Register a score under ``name``; its docstring is what users read."""
 
     def register(function: Function) -> Function:
-        SCORES[name] = Score(name, needs, (function.__doc__ or "").strip(), function)
+        SCORES[name] = Score(name, needs, (function.__doc__ or "").strip(), function, errors)
         return function
 
     return register
@@ -75,6 +83,10 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
         raise UsageError(
             f"the score {name!r} needs gradients",
             hint="prune a torch module, and give loss=... and batches=...; files have scores such as l2",
+        )
+    if SCORES[name].needs == "data" and task.moments is None:
+        raise UsageError(
+            f"the score {name!r} needs data", hint="give calib=..., batches of inputs like those the model is made for"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
         found = SCORES[name].function(task)

@@ -7,6 +7,7 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 from __future__ import annotations
 
 from graphprune.formats.onnx.model import OnnxModel, native
+from graphprune.formats.onnx.moments import moments, replaced
 from graphprune.formats.onnx.names import vocabulary
 from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
@@ -25,9 +26,11 @@ __all__ = [
     "gradients",
     "mask",
     "maskable",
+    "moments",
     "native",
     "nudge",
     "read",
+    "replaced",
     "run",
     "same",
     "save",

@@ -8,6 +8,7 @@ from graphprune.formats.torch.calls import vocabulary
 from graphprune.formats.torch.gradients import gradients
 from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
+from graphprune.formats.torch.moments import moments, replaced
 from graphprune.formats.torch.proof import (
     check,
     give,
@@ -33,9 +34,11 @@ __all__ = [
     "gradients",
     "mask",
     "maskable",
+    "moments",
     "native",
     "nudge",
     "read",
+    "replaced",
     "run",
     "same",
     "save",

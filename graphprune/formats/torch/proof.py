@@ -21,19 +21,20 @@ Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 def run(model: TorchModel, *, threads: int = 1) -> Runner:
     """A function from arrays by placeholder name to outputs by number."""
+    return lambda feeds: run_with(torch.fx.Interpreter(model.traced), model, feeds)
+
+
+def run_with(interpreter: torch.fx.Interpreter, model: TorchModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Outputs by number when ``interpreter`` runs the traced module on arrays by placeholder name."""
     places = [node.name for node in model.traced.graph.nodes if node.op == "placeholder"]
-
-    def runner(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        values = [_tensor(feeds[name], model.inputs.get(name)) for name in places]
-        try:
-            with torch.no_grad():
-                found = torch.fx.Interpreter(model.traced).run(*values, enable_io_processing=False)
-        except Exception as error:
-            raise VerifyError(f"torch does not run the model: {str(error).strip().splitlines()[0][:300]}") from error
-        flat, _ = torch.utils._pytree.tree_flatten(found)
-        return {str(i): _array(value) for i, value in enumerate(flat) if isinstance(value, Tensor)}
-
-    return runner
+    values = [_tensor(feeds[name], model.inputs.get(name)) for name in places]
+    try:
+        with torch.no_grad():
+            found = interpreter.run(*values, enable_io_processing=False)
+    except Exception as error:
+        raise VerifyError(f"torch does not run the model: {str(error).strip().splitlines()[0][:300]}") from error
+    flat, _ = torch.utils._pytree.tree_flatten(found)
+    return {str(i): _array(value) for i, value in enumerate(flat) if isinstance(value, Tensor)}
 
 
 def _tensor(value: Any, example: Any) -> Any:

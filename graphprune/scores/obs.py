@@ -1,0 +1,97 @@
+"""Optimal Brain Surgeon for whole positions: what consumers lose when one goes and the others make up for it.
+
+A consumer computes W x, H = E[x xᵀ]. Removing the positions g and solving for the rest by least squares costs
+
+    s(g) = tr(W_g ((H⁻¹)_gg)⁻¹ W_gᵀ)
+
+and leaves W - W_g ((H⁻¹)_gg)⁻¹ (H⁻¹)_g: and a smaller H⁻¹, on which the next removal is judged (Hassibi & Stork, 1992;
+for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score, so
+that a score is an error: of the outputs of all consumers, relative to the size of those outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from graphprune.analysis import Atom
+from graphprune.consumers import Consumer, Site, by_atom, consumers
+from graphprune.dims import Dim, numbers
+from graphprune.scores.registry import Floats, Task, score
+from graphprune.stats import Moments, merged
+
+DAMPING = 1e-2
+_STEPS = 128
+"""Removals in which the positions of a Dim go; more at once are judged as if they did not know of each other."""
+
+
+@score("obs", needs="data", errors=True)
+def obs(task: Task) -> dict[Dim, Floats]:
+    """Error of the outputs after least squares, removed one by one (ZipLM, arXiv 2302.04089; SPA, arXiv 2403.18955)."""
+    assert task.moments is not None, "score_atoms has seen to it"
+    of = by_atom(consumers(task.analysis))
+    moments = task.moments(site for atom in task.atoms for consumer in of.get(atom.dim, ()) for site in consumer.sites)
+    found: dict[Dim, Floats] = {}
+    for done, atom in enumerate(task.atoms):
+        sides = [_Side(task, consumer, atom, moments) for consumer in of.get(atom.dim, ())]
+        found[atom.dim] = _removed(atom, sides)
+        task.progress((done + 1) / len(task.atoms))
+    return found
+
+
+class _Side:
+    """One consumer of an atom, while positions are removed from it: D (weights, whitened) and H⁻¹."""
+
+    def __init__(self, task: Task, consumer: Consumer, atom: Atom, moments: Mapping[Site, Moments]) -> None:
+        second = merged([moments[site] for site in consumer.sites]).raw
+        data = np.moveaxis(task.analysis.graph.weights[consumer.weight].load(), consumer.axis, -1)
+        weight = data.astype(np.float64).reshape(-1, data.shape[-1])
+        size = float(np.einsum("ij,ij->", weight @ second, weight))
+        gram = weight.T @ weight / size if size > 0 else np.zeros_like(second)
+        self.gram: Floats = gram
+        ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
+        self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
+        labels = numbers(consumer.dim, atom.dim)
+        self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
+
+    def losses(self, positions: list[int]) -> Floats:
+        """What removing each of ``positions`` alone would cost now."""
+        if all(len(self.columns[p]) == 1 for p in positions):
+            at = np.concatenate([self.columns[p] for p in positions])
+            return np.asarray(self.gram[at, at] / self.inverse[at, at], np.float64)
+        return np.array([self._loss(self.columns[p]) for p in positions])
+
+    def _loss(self, at: npt.NDArray[np.int64]) -> float:
+        block = np.ix_(at, at)
+        return float(np.trace(np.linalg.solve(self.inverse[block], self.gram[block])))
+
+    def remove(self, positions: list[int]) -> None:
+        """Take the positions away and let the others make up for them."""
+        at = np.concatenate([self.columns[p] for p in positions])
+        block = np.ix_(at, at)
+        spread = np.linalg.solve(self.inverse[block], self.inverse[at])
+        self.inverse = self.inverse - self.inverse[:, at] @ spread
+        moved = self.gram[:, at] @ spread
+        self.gram = self.gram - moved - moved.T + spread.T @ self.gram[block] @ spread
+        for matrix in (self.inverse, self.gram):  # rounding must not bring back what is gone
+            matrix[at] = matrix[:, at] = 0.0
+
+
+def _removed(atom: Atom, sides: list[_Side]) -> Floats:
+    """For each position the loss by the time it goes, never less than before."""
+    scores = np.zeros(atom.size)
+    left, lost = list(range(atom.size)), 0.0
+    step = max(1, atom.size // _STEPS)
+    while len(left) > 1 and sides:
+        losses = np.sum([side.losses(left) for side in sides], axis=0)
+        going = np.argsort(losses, kind="stable")[: min(step, len(left) - 1)]
+        for i in going:
+            lost = max(lost, float(losses[i]))
+            scores[left[i]] = lost
+        for side in sides:
+            side.remove([left[i] for i in going])
+        left = [p for i, p in enumerate(left) if i not in set(going.tolist())]
+    scores[left] = 2 * lost or 1.0
+    return scores

@@ -1,0 +1,109 @@
+"""Statistics of activations: how many vectors were seen along an axis, their sum, and the sum of their outer products.
+
+A format runs the model and adds them up inside the runtime, a batch at a time (``format.moments``); sums over batches
+are kept in float64 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from graphprune.consumers import Site
+from graphprune.errors import UsageError
+from graphprune.graph import Array
+
+Floats = npt.NDArray[np.float64]
+Batches = Iterable[Mapping[str, Array]]
+BUDGET = 1 << 29
+"""Entries' worth of bytes of moments that are held for one pass; more sites take more passes over the data."""
+
+
+@dataclass
+class Moments:
+    """Of vectors of n features: ``count`` seen, ``total`` [n] their sum, ``second`` [n, n] the sum of x xᵀ.
+
+    >>> moments = Moments.of(np.array([[1.0, 0.0], [3.0, 2.0]]))
+    >>> moments.mean.tolist(), moments.covariance.tolist()
+    ([2.0, 1.0], [[1.0, 1.0], [1.0, 1.0]])
+    """
+
+    count: int
+    total: Floats
+    second: Floats
+
+    @staticmethod
+    def of(rows: Array) -> Moments:
+        """Moments of the rows of a matrix."""
+        x = np.asarray(rows, np.float64)
+        return Moments(len(x), x.sum(0), x.T @ x)
+
+    def add(self, count: int, total: Array, second: Array) -> None:
+        """Count more vectors in."""
+        self.count += count
+        self.total = self.total + total
+        self.second = self.second + second
+
+    @property
+    def mean(self) -> Floats:
+        """E[x], [n]."""
+        return self.total / max(1, self.count)
+
+    @property
+    def raw(self) -> Floats:
+        """E[x xᵀ], [n, n]."""
+        return self.second / max(1, self.count)
+
+    @property
+    def covariance(self) -> Floats:
+        """E[x xᵀ] - E[x] E[x]ᵀ, [n, n]."""
+        return self.raw - np.outer(self.mean, self.mean)
+
+
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Moments of all vectors of ``parts`` together."""
+    whole = Moments(0, np.zeros_like(parts[0].total), np.zeros_like(parts[0].second))
+    for part in parts:
+        whole.add(part.count, part.total, part.second)
+    return whole
+
+
+Gather = Callable[[Sequence[Site], Batches], dict[Site, Moments]]
+"""How a format adds up moments over batches in one pass."""
+
+
+def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, gather: Gather) -> dict[Site, Moments]:
+    """Moments at all ``sites``, in as few passes over ``batches`` as fit into memory.
+
+    Raises UsageError where there is no batch, or where an activation is not finite.
+    """
+    held = batches if isinstance(batches, Sequence) else list(batches)
+    if not held:
+        raise UsageError("there is no calibration data", hint="give at least one batch of inputs")
+    found: dict[Site, Moments] = {}
+    for group in _groups(dict.fromkeys(sites), sizes):
+        found |= gather(group, held)
+    for site, moments in found.items():
+        if not np.isfinite(moments.second).all():
+            raise UsageError(
+                f"the activation {site.value!r} is not finite on the calibration data",
+                hint="check the inputs for NaN and infinity, and for a range that the model was not made for",
+            )
+    return found
+
+
+def _groups(sites: Iterable[Site], sizes: Mapping[Site, int]) -> Iterator[list[Site]]:
+    group: list[Site] = []
+    held = 0
+    for site in sites:
+        size = 8 * sizes[site] ** 2
+        if group and held + size > BUDGET:
+            yield group
+            group, held = [], 0
+        group.append(site)
+        held += size
+    if group:
+        yield group

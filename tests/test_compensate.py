@@ -1,0 +1,305 @@
+"""Moments, consumers, least squares and the OBS score: formulas on tiny examples, properties on random ones."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import graphprune
+from graphprune import Request
+from graphprune.compensate import bias_of, compensate, solve
+from graphprune.consumers import consumers
+from graphprune.errors import UsageError
+from graphprune.pipeline import Loaded
+from graphprune.scores import Task, score_atoms
+from graphprune.stats import Moments
+from models import digits
+from tests.build import Net
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Floats = npt.NDArray[np.float64]
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def mlp(hidden: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None, spelled: str = "Gemm") -> Net:
+    """A linear layer with weights ``hidden`` [n, inputs], ReLU, and another one."""
+    net, rng = Net(), np.random.default_rng(1)
+    x = net.op("Relu", net.op("MatMul", net.input("batch", hidden.shape[1]), net.const(hidden.T, np.float32)))
+    down = rng.standard_normal((len(hidden), 3)).astype(np.float32)
+    if spelled == "Gemm":
+        net.output(
+            net.op("Gemm", x, net.const(down, np.float32), *([] if bias is None else [net.const(bias, np.float32)]))
+        )
+    else:
+        y = net.op("MatMul", x, net.const(down, np.float32))
+        net.output(y if bias is None else net.op("Add", y, net.const(bias, np.float32)))
+    return net
+
+
+def data(*shape: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """Standard normal numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def outputs(loaded: Loaded, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a model makes of its one input."""
+    (name,) = loaded.analysis.graph.inputs
+    (found,) = loaded.format.run(loaded.model)({name: x}).values()
+    return found
+
+
+def cut(loaded: Loaded, x: npt.NDArray[Any], keep: int, **how: Any) -> graphprune.Result:
+    """Scored by OBS on ``x``, compensated, cut to ``keep`` positions, and proved."""
+    (name,) = loaded.analysis.graph.inputs
+    moments = loaded.measure([{name: x}])
+    (atom,) = loaded.analysis.prunable
+    plan = loaded.plan(Request(keep=keep / atom.size, multiple=1), "obs", moments=moments)
+    return loaded.compensated(plan, moments, **how).apply(plan, latency=False)
+
+
+@pytest.mark.parametrize("spelled", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_positions_that_repeat_others_cost_nothing(spelled: str, with_bias: bool) -> None:
+    """Two hidden units are copies of others, one is a multiple of one, one is always on: the function stays."""
+    hidden = data(10, 6)
+    hidden[4], hidden[7], hidden[2] = hidden[1], 3 * hidden[0], hidden[9]
+    loaded = graphprune.load(mlp(hidden, data(3, seed=2) if with_bias else None, spelled).model())
+    x = data(200, 6, seed=3)
+    result = cut(loaded, x, 7, damping=0.0)
+    (dim,) = result.plan.cuts
+    assert {frozenset({1, 4}), frozenset({0, 7}), frozenset({2, 9})} == {
+        frozenset(pair) for pair in ((1, 4), (0, 7), (2, 9)) if set(pair) - set(dim.keep)
+    }
+    assert result.report.verified
+    fresh = data(50, 6, seed=4)
+    pruned = Loaded(loaded.format, result.pruned, loaded.analysis)
+    np.testing.assert_allclose(outputs(pruned, fresh), outputs(loaded, fresh), atol=2e-4)
+
+
+def test_a_constant_position_goes_into_the_bias() -> None:
+    """A unit that never changes is a bias to the layer behind it; where there is none, it has to stay."""
+    hidden, x = data(6, 5), np.abs(data(300, 5, seed=3))
+    x[:, 0] = 1
+    hidden[3] = [2, 0, 0, 0, 0]
+    for bias, at_most in ((data(3, seed=2), 1e-4), (None, np.inf)):
+        loaded = graphprune.load(mlp(hidden, bias).model())
+        moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x}])
+        (atom,) = loaded.analysis.prunable
+        values = compensate(loaded.analysis, {atom.dim: np.array([0, 1, 2, 4, 5])}, moments, 0.0)
+        model = loaded.format.replaced(loaded.model, values)
+        pruned = loaded.format.apply(model, loaded.analysis, {atom.dim: np.array([0, 1, 2, 4, 5])})
+        error = np.abs(outputs(Loaded(loaded.format, pruned, loaded.analysis), x) - outputs(loaded, x)).max()
+        assert error <= at_most
+        assert (len(values) == 2) == (bias is not None)
+
+
+def layer_error(weight: Floats, new: Floats, kept: npt.NDArray[np.int64], second: Floats) -> float:
+    """E‖W x - W' x_K‖²."""
+    change = weight.copy()
+    change[:, kept] -= new
+    return float(np.einsum("ij,jk,ik->", change, second, change))
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=SEEDS, size=st.integers(2, 12), samples=st.integers(1, 30), damping=st.sampled_from([0.0, 1e-3, 0.1, 10.0]))
+def test_never_worse_than_leaving_the_weights(seed: int, size: int, samples: int, damping: float) -> None:
+    """On the statistics it was fitted to, whatever their rank; and with no damping nothing is better."""
+    rng = np.random.default_rng(seed)
+    x, weight = rng.standard_normal((samples, size)), rng.standard_normal((3, size))
+    second = x.T @ x / samples
+    kept = np.sort(rng.permutation(size)[: rng.integers(1, size)])
+    new = solve(weight, second, kept, damping)
+    assert np.isfinite(new).all()
+    error = layer_error(weight, new, kept, second)
+    assert error <= layer_error(weight, weight[:, kept], kept, second) * (1 + 1e-9) + 1e-9
+    if damping == 0:
+        other = new + 1e-2 * rng.standard_normal(new.shape)
+        assert error <= layer_error(weight, other, kept, second) + 1e-9
+
+
+def test_damping_pulls_to_the_old_weights() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, kept = rng.standard_normal((50, 6)), rng.standard_normal((3, 6)), np.array([0, 2, 5])
+    second = x.T @ x
+    far = [np.abs(solve(weight, second, kept, damping) - weight[:, kept]).max() for damping in (0.0, 0.1, 10.0, 1e6)]
+    assert far == sorted(far, reverse=True)
+    assert far[-1] < 1e-4 < far[0]
+
+
+# The score.
+
+
+def least_error(loaded: Loaded, x: npt.NDArray[Any], kept: tuple[int, ...]) -> float:
+    """The least relative error of the second layer on ``x`` when only the units ``kept`` stay."""
+    graph = loaded.analysis.graph
+    first, second = (weight.load().astype(np.float64) for weight in graph.weights.values())
+    hidden = np.maximum(x.astype(np.float64) @ first, 0)
+    whole = hidden @ second
+    rest, *_ = np.linalg.lstsq(hidden[:, kept], whole, rcond=None)
+    return float(np.square(whole - hidden[:, kept] @ rest).sum() / np.square(whole).sum())
+
+
+def test_obs_is_the_error_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest single removal by brute force is the first by score, and its score is its error."""
+    monkeypatch.setattr("graphprune.scores.obs.DAMPING", 1e-9)
+    loaded = graphprune.load(mlp(data(7, 5)).model())
+    x = data(400, 5, seed=5)
+    moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x}])
+    (atom,) = loaded.analysis.prunable
+    scores = score_atoms(Task(loaded.analysis, [atom], moments=lambda sites: moments), "obs")[atom.dim]
+    left, lost, dearest = tuple(range(7)), 0.0, 0.0
+    for position in np.argsort(scores, kind="stable")[:-1]:
+        errors = {kept: least_error(loaded, x, kept) for kept in combinations(left, len(left) - 1)}
+        cheapest = min(errors, key=lambda kept: errors[kept])
+        assert set(left) - set(cheapest) == {position}
+        dearest = max(dearest, errors[cheapest] - lost)
+        assert scores[position] == pytest.approx(dearest, rel=1e-3)
+        left, lost = cheapest, errors[cheapest]
+
+
+def test_obs_needs_data() -> None:
+    with pytest.raises(UsageError, match="'obs' needs data"):
+        graphprune.load(digits.PATH).plan(Request(keep=0.5), "obs")
+
+
+def test_data_that_cannot_be() -> None:
+    loaded = graphprune.load(digits.PATH)
+    with pytest.raises(UsageError, match="no calibration data"):
+        loaded.measure([])
+    with pytest.raises(UsageError, match="not finite"):
+        loaded.measure([{"image": np.full((2, 1, 8, 8), np.nan, np.float32)}])
+
+
+def test_digits_half_the_macs() -> None:
+    """On a trained network: least squares and OBS keep what magnitude loses, and the same seed gives the same bytes."""
+    images = digits.split()[0]
+    loaded = graphprune.load(digits.PATH)
+    moments = loaded.measure([{"image": images[:700]}, {"image": images[700:]}])
+    found = {}
+    for score in ("l2", "obs"):
+        plan = loaded.plan(Request(macs=0.5, multiple=1), score, moments=moments)
+        result = loaded.compensated(plan, moments).apply(plan, latency=False)
+        assert result.report.verified
+        found[score] = digits.accuracy(result.model.SerializeToString())
+    plain = graphprune.prune(digits.PATH, macs=0.5, multiple=1, verify="none").model.SerializeToString()
+    assert found["obs"] >= 0.98
+    assert found["l2"] >= 0.95
+    assert digits.accuracy(plain) < 0.7
+    again = loaded.compensated(plan, loaded.measure([{"image": images[:700]}, {"image": images[700:]}]))
+    twin = again.apply(plan, latency=False)
+    assert twin.model.SerializeToString() == result.model.SerializeToString()
+
+
+# Moments, in both formats.
+
+
+class Small(nn.Module):
+    """A convolution, a residual, a flattened linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 4, 1), nn.Linear(4 * 9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Three numbers."""
+        found: Tensor = self.c(self.b(self.a(x).relu()).flatten(1))
+        return found
+
+
+def test_moments_are_those_of_the_activations() -> None:
+    """Of ONNX Runtime, of the torch interpreter, and of numpy; over batches as over all at once."""
+    torch.manual_seed(0)
+    module, x = Small().eval(), torch.as_tensor(data(6, 2, 5, 5))
+    program: Any = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    file, traced = graphprune.load(program.model_proto), graphprune.load(module, example_inputs=(x,))
+    with torch.no_grad():
+        rows = module.a(x).relu().movedim(1, -1).reshape(-1, 6).numpy()
+    expected = Moments.of(rows)
+    for loaded in (file, traced):
+        name = loaded.analysis.graph.inputs[0]
+        found = next(m for m in loaded.measure([{name: x.numpy()}, {name: x.numpy()}]).values() if len(m.total) == 6)
+        assert found.count == 2 * len(rows)
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-5)
+        np.testing.assert_allclose(found.raw, expected.raw, rtol=1e-5)
+        np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 18])
+def test_moments_at_every_opset(opset: int) -> None:
+    """ReduceSum took its axes as an attribute before opset 13."""
+    proto = mlp(data(4, 3)).model()
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
+    loaded = graphprune.load(proto)
+    (moments,) = (
+        m for m in loaded.measure([{loaded.analysis.graph.inputs[0]: data(9, 3)}]).values() if len(m.total) == 4
+    )
+    assert moments.count == 9
+
+
+def test_many_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the moments of all sites do not fit, the data are gone through again: the same numbers."""
+    loaded, feeds = graphprune.load(digits.PATH), [{"image": digits.split()[0][:50]}]
+    whole = loaded.measure(feeds)
+    passes = []
+    gather = loaded.format.moments
+    monkeypatch.setattr(loaded.format, "moments", lambda m, some, d: passes.append(len(some)) or gather(m, some, d))
+    monkeypatch.setattr("graphprune.stats.BUDGET", 8 * 33**2)
+    parts = loaded.measure(feeds)
+    assert len(passes) > 2
+    assert sum(passes) == len(whole)
+    assert all(np.array_equal(parts[site].second, moments.second) for site, moments in whole.items())
+
+
+# Consumers.
+
+
+def test_weights_that_are_read_in_another_way_are_no_consumers() -> None:
+    """A table that is also the last matrix; a matrix that two nodes read along different axes."""
+    net = Net()
+    table = net.weight(11, 8)
+    x = net.op("Gather", table, net.input("n", dtype=onnx.TensorProto.INT64))
+    square = net.weight(8, 8)
+    y = net.op("Gemm", net.op("Gemm", x, square), square, transB=1)
+    net.output(net.op("Gemm", y, table, transB=1))
+    assert consumers(graphprune.load(net.model()).analysis) == []
+
+
+def test_a_weight_of_two_nodes_is_one_consumer() -> None:
+    """Both activations are seen, and no bias, because it would have to be right for both."""
+    net = Net()
+    shared, first = net.weight(8, 8), net.op("Relu", net.op("MatMul", net.input("n", 4), net.weight(4, 8)))
+    net.output(net.op("MatMul", net.op("Relu", net.op("MatMul", first, shared)), shared))
+    analysis = graphprune.load(net.model()).analysis
+    found = {len(consumer.sites): consumer for consumer in consumers(analysis)}
+    assert set(found) == {1, 2}
+    assert bias_of(analysis, found[2]) == ""
+
+
+def test_a_bias_of_two_layers_stays() -> None:
+    net = Net()
+    x = net.op("Relu", net.op("MatMul", net.input("n", 4), net.weight(4, 8)))
+    bias = net.weight(3)
+    for _ in range(2):
+        net.output(net.op("Gemm", x, net.weight(8, 3), bias))
+    analysis = graphprune.load(net.model()).analysis
+    assert [bias_of(analysis, consumer) for consumer in consumers(analysis)[-2:]] == ["", ""]
+
+
+@pytest.mark.parametrize("scale", [{"alpha": 2.0}, {"beta": 0.5}])
+def test_a_scaled_gemm_keeps_its_bias(scale: dict[str, float]) -> None:
+    net = Net()
+    x = net.op("Relu", net.op("MatMul", net.input("n", 4), net.weight(4, 8)))
+    net.output(net.op("Gemm", x, net.weight(8, 3), net.weight(3), **scale))
+    analysis = graphprune.load(net.model()).analysis
+    assert bias_of(analysis, consumers(analysis)[-1]) == ""
