@@ -20,6 +20,8 @@ KINDS = ("state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "
 """Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
 DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
 OPTIONAL_KINDS = ("hidden", "head-size")
+_TABLES = ("int64", "bool")
+"""Types of constants that nobody trains: lists of sizes, tables of indices, masks."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def analyse(graph: Graph) -> Analysis:
     """
     facts = Facts(graph)
     known = Values(graph)
-    shared = _shared_vectors(graph) if graph.merged else set()
+    shared = _shared_constants(graph) if graph.merged else set()
     facts.constant |= set(graph.weights)
     for node in graph.nodes:
         if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):
@@ -193,13 +195,13 @@ def _operand(node: Node, i: int, facts: Facts, shared: set[str]) -> Layout | Non
     return layout
 
 
-def _shared_vectors(graph: Graph) -> set[str]:
-    """Constants with one axis at most that several nodes read: exporters merge equal ones, which couples nothing."""
+def _shared_constants(graph: Graph) -> set[str]:
+    """Vectors and tables that several nodes read: exporters merge equal ones, which couples nothing."""
     captured = {name for node in graph.nodes for name in node.outer}
     return {
         name
         for name, weight in graph.weights.items()
-        if sum(size > 1 for size in weight.shape) <= 1
+        if (sum(size > 1 for size in weight.shape) <= 1 or weight.dtype in _TABLES)
         and len(graph.consumers.get(name, ())) > 1
         and name not in captured
         and name not in graph.outputs
@@ -246,7 +248,7 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
 
 def _worth_showing(graph: Graph, uses: Iterable[Use]) -> bool:
     """Shape vectors and index tables are constants too, but no weights."""
-    return any(graph.weights[use.weight].dtype not in ("int64", "bool") for use in uses)
+    return any(graph.weights[use.weight].dtype not in _TABLES for use in uses)
 
 
 def _kinds(facts: Facts) -> dict[Dim, str]:

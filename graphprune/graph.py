@@ -72,7 +72,8 @@ class Graph:
 
     ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic. ``known`` holds
     numbers that a format gives as inputs though they are arguments (nan where unknown). ``merged`` says that whoever
-    wrote the model may have made one of several equal constants, so that sharing a vector couples nothing.
+    wrote the model may have made one of several equal constants, so that sharing a vector couples nothing: a cut may
+    give each reader one of its own.
     """
 
     nodes: tuple[Node, ...]

@@ -241,6 +241,17 @@ def test_a_negative_gather_index_finds_its_position_after_the_cut() -> None:
     assert subject.failures() == []
 
 
+def test_an_index_that_may_lose_places_is_no_constant_position() -> None:
+    """It names one position, twice: which of its own places stay decides what its numbers are."""
+    net = Net()
+    x = net.free(8, 3)
+    net.sink(net.op("Relu", net.op("GatherND", x, net.const([[5], [5]]), name="tested")))
+    net.sink(net.op("Tanh", x))
+    subject = Subject(net.model())
+    assert subject.freedom(subject.node("tested")) == ".+ +. -> ++"
+    assert subject.failures() == []
+
+
 # Weights that several nodes read.
 
 
@@ -258,6 +269,22 @@ def test_biases_that_an_exporter_merged_are_told_apart() -> None:
     whole = subject.analysis.graph.weights[bias].load()
     for name, kept in (("first", [0, 5]), ("second", [1, 2, 3])):
         np.testing.assert_array_equal(pruned.graph.weights[nodes[name].input[2]].load(), whole[kept])
+    assert subject.failures() == []
+
+
+def test_tables_that_an_exporter_merged_couple_nothing() -> None:
+    """Two layers gather along equal tables of places, stored once: each may lose heads of its own."""
+    net = Net()
+    table = net.const(net.random.integers(0, 5, (3, 7)))
+    for name in ("first", "second"):
+        net.sink(net.op("GatherElements", net.free(3, 5), table, axis=1, name=name), hidden=6)
+    subject = Subject(net.model())
+    first, second = (atom for atom in subject.analysis.prunable if atom.size == 3)
+    pruned = subject.pruned({first.dim: np.array([0, 2]), second.dim: np.array([1])})
+    nodes = {node.name: node for node in pruned.proto.graph.node}
+    whole = subject.analysis.graph.weights[table].load()
+    for name, kept in (("first", [0, 2]), ("second", [1])):
+        np.testing.assert_array_equal(pruned.graph.weights[nodes[name].input[1]].load(), whole[kept])
     assert subject.failures() == []
 
 

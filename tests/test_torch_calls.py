@@ -89,6 +89,12 @@ def _newest(m: Any, x: Tensor) -> Any:
     return m.o((parts[:, :, :-2] * parts[:, :, [-2]] + parts[:, :, [-1]]).flatten(2))
 
 
+def _unused(m: Any, x: Tensor) -> Any:
+    hidden = m.q(x)
+    last = hidden[:, :, -1]
+    return m.o(hidden.relu()).view(*last.shape, 5)
+
+
 def _cell(m: Any, x: Tensor) -> Any:
     state = torch.zeros(2, 8, dtype=x.dtype)
     for i in range(3):
@@ -155,6 +161,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "boolean attention mask": lambda: _attention([3, 4, 3], _masked, _MASK, q=12, k=12, v=12),
     "slopes of heads": lambda: _attention([4, 3], _slopes, q=12),
     "one position from the end": lambda: _attention([3, 4], _newest, q=18),
+    "a position of which only the shape is used": lambda: _attention([18], _unused, q=18, o=18),
     "multi-head attention": lambda: _words(
         [3, 4, 12], lambda m, x: m.o(m.m(x, x, x)[0]), m=nn.MultiheadAttention(12, 4, batch_first=True), o=_twelve(5)
     ),
@@ -246,6 +253,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "place of the largest": lambda: _words(
         [8], lambda m, x: m.o(m.a(x).unflatten(-1, (8, 3)).max(-1)[1].to(x.dtype)), a=_twelve(24), o=nn.Linear(8, 5)
     ),
+    "divided by a norm": lambda: _words(
+        [8], lambda m, x: m.o(functional.normalize(m.a(x), p=1.0, dim=-1)), a=_twelve(8), o=nn.Linear(8, 5)
+    ),
+    "picked by a stored index": lambda: _words(
+        [2, 5, 6], _stored_index, a=_twelve(8), i=nn.Buffer(torch.tensor([2])), b=nn.Linear(1, 6), o=nn.Linear(6, 5)
+    ),
     "rolled": lambda: _words([8], lambda m, x: m.o(m.a(x).roll(1, 1)), a=_twelve(8), o=nn.Linear(8, 5)),
     "picked by a mask": lambda: _words(
         [8], lambda m, x, mask: m.o(m.a(x)[mask]), _MASK, a=_twelve(8), o=nn.Linear(8, 5)
@@ -263,6 +276,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "embedding tied to the output": lambda: ([8], _tied, {"e": nn.Embedding(20, 8), "a": nn.Linear(8, 8)}, (IDS,)),
 }
 """What each case is called -> the sizes of its prunable Dims, what it computes, its parts, its inputs."""
+
+
+def _stored_index(m: Any, x: Tensor) -> Any:
+    return m.o(m.b(m.a(x).index_select(-1, m.i)).relu())
 
 
 def _plain(m: Any, x: Tensor) -> Any:
@@ -311,6 +328,15 @@ def test_case_decomposed(name: str) -> None:
     """The same program in core ATen is right as well; where calls came apart it may find other Dims."""
     _, module, inputs = _module(name)
     _prove(torch.export.export(module, inputs).run_decompositions())
+
+
+@pytest.mark.parametrize(("order", "exact"), [(2.0, True), (1.0, True), (float("inf"), True), (-float("inf"), False)])
+def test_norms_to_which_zeros_add_nothing(order: float, exact: bool) -> None:
+    """A vector norm of positive order is a sum or a maximum of magnitudes; the least magnitude is neither."""
+    parts = {"a": _twelve(8), "o": nn.Linear(8, 5)}
+    module = generic(Model(lambda m, x: m.o(m.a(x) / torch.linalg.vector_norm(m.a(x), order, -1, True)), parts).eval())
+    (atom,) = _prove(module, example_inputs=(WORDS,)).prunable
+    assert (atom.inexact is None) == exact
 
 
 def test_batch_of_any_size() -> None:

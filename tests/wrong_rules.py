@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules import Op
 
@@ -65,6 +67,21 @@ def gather(op: Op) -> None:
     op.tie_same(op.x[:axis], op.y[:axis])
     op.tie_same(op.x[axis + 1 :], op.y[axis + len(op.ins[1] or ()) :])
     op.speak_of(*op.x, *op.y, *(op.ins[1] or ()))
+
+
+def gather_all(op: Op) -> None:
+    """The index is cut like a weight and not counted anew."""
+    indices = op.ins[1] or ()
+    op.tie_same((op.x[0], *indices), op.y)
+    op.tie(op.x[1], product(*indices))
+
+
+def gather_nd(op: Op) -> None:
+    """The position that is taken is not counted anew."""
+    for dim, at in zip(op.x, np.asarray(op.known(1)).reshape(-1), strict=False):
+        before = int(at) % (dim.size or 1)
+        op.tie(dim, sum_(Dim(before), Dim(1), Dim((dim.size or 1) - before - 1)))
+    op.tie_same(op.x[2:], op.y[1:])
 
 
 def gather_elements(op: Op) -> None:

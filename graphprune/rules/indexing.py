@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.registry import Op, rule
@@ -81,21 +82,34 @@ def _stride_slots(op: Op, dim: Dim, out: Dim, i: int, start: int, end: int | Non
 
 @rule("gather")
 def gather(op: Op) -> None:
-    """ "a.. c z.., i.. -> a.. i.. z..": c is indexed and stays whole, unless the index is one constant position"""
+    """ "a.. c z.., i.. -> a.. i.. z..": c is indexed and stays whole, unless one constant position or all are taken"""
     rank = len(op.x)
     axis = op.attr("axis", 0) % max(1, rank)
     indices = op.ins[1] or ()
     op.tie_same(op.x[:axis], op.y[:axis])
     op.tie_same(indices, op.y[axis : axis + len(indices)])
     op.tie_same(op.x[axis + 1 :], op.y[axis + len(indices) :])
-    dim, index = op.x[axis], op.known(1)
-    if dim.size and index is not None and index.size == 1 and not np.isnan(index).any():
-        at = int(index.reshape(-1)[0]) % dim.size
-        before, one, after = Dim(at), Dim(1), Dim(dim.size - at - 1)
-        op.tie(dim, sum_(*(part for part in (before, one, after) if part.size)))
-        op.slot(1, 0, before, watch=dim)
+    if op.facts.graph.merged and _counts(op.known(1), op.x[axis].size):
+        op.tie(op.x[axis], product(*indices))
+        op.count(1)
     else:
+        _pick(op, op.x[axis], op.known(1), 0, 1)
+
+
+def _counts(index: npt.NDArray[np.float64] | None, size: int | None) -> bool:
+    """Whether an index goes through all positions in order, which only reshapes them."""
+    return index is not None and index.size == size and bool((index.reshape(-1) == np.arange(index.size)).all())
+
+
+def _pick(op: Op, dim: Dim, index: npt.NDArray[np.float64] | None, at: int, depth: int) -> None:
+    """Entry ``at`` of an index says which position of ``dim`` is taken: a term of a sum if ``index`` is one tuple."""
+    if index is None or not dim.size or index.size != depth or np.isnan(index).any():
         op.freeze(dim, "its positions are picked by an index")
+        return
+    count = int(index.reshape(-1)[at]) % dim.size
+    before, one, after = Dim(count), Dim(1), Dim(dim.size - count - 1)
+    op.tie(dim, sum_(*(part for part in (before, one, after) if part.size)))
+    op.slot(1, at, before, watch=dim)
 
 
 @rule("gather_elements")
@@ -114,7 +128,7 @@ def gather_elements(op: Op) -> None:
 
 @rule("gather_nd")
 def gather_nd(op: Op) -> None:
-    """leading axes of the data are indexed and stay whole; the axes behind them and those of the index pass through"""
+    """leading axes are indexed and stay whole, unless by one constant position; all others pass through"""
     batch, indices = op.attr("batch_dims", 0), op.ins[1] or ()
     depth = indices[-1].size
     if depth is None:
@@ -123,8 +137,8 @@ def gather_nd(op: Op) -> None:
     op.tie_same(indices[:-1], op.y[: len(indices) - 1])
     op.freeze(indices[-1], "it holds coordinates")
     op.tie_same(op.x[:batch], op.y[:batch])
-    for dim in op.x[batch : batch + depth]:
-        op.freeze(dim, "its positions are picked by an index")
+    for i, dim in enumerate(op.x[batch : batch + depth]):
+        _pick(op, dim, op.known(1), i, depth)
     op.tie_same(op.x[batch + depth :], op.y[len(indices) - 1 :])
 
 

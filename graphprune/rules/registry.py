@@ -59,12 +59,25 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Mask:
-    """Axis ``axis`` of input ``input`` is summed over: zeroing positions there equals removing them."""
+    """Axis ``axis`` of input ``input`` is summed over: zeroing positions there equals removing them.
+
+    ``against`` is the input and axis that it is multiplied with, where the rule says so.
+    """
 
     node: Node
     input: int
     axis: int
     dim: Dim
+    against: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Count:
+    """Input ``input`` is a constant that counts 0, 1, 2 and so on over ``layout``: a cut counts anew."""
+
+    node: Node
+    input: int
+    layout: Layout
 
 
 @dataclass
@@ -76,6 +89,7 @@ class Facts:
     private: dict[tuple[int, int], Layout] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
     shapes: list[tuple[Node, tuple[Dim, ...]]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
@@ -183,6 +197,10 @@ class Op:
         """The attribute ``attr`` is absent and its default follows ``watch``: a cut writes the old ``value`` out."""
         self.facts.pins.append(Pin(self.node, attr, value, watch))
 
+    def count(self, i: int) -> None:
+        """Input ``i`` counts positions, in order, over its axes."""
+        self.facts.counts.append(Count(self.node, i, self.ins[i] or ()))
+
     def place(self, name: str, i: int, inputs_since: int) -> str | int:
         """Where a parameter lives: the attribute where it is one, or would be one in this opset; else the input."""
         if name in self.node.attrs or self.facts.graph.opset < inputs_since:
@@ -193,11 +211,11 @@ class Op:
         """The node costs ``fixed`` times the sizes of ``dims``; axes of unknown size count by example."""
         self.facts.contractions.append(Contraction(self.node, fixed, dims))
 
-    def mask(self, i: int, axis: int) -> None:
-        """Input ``i`` is summed over ``axis``."""
+    def mask(self, i: int, axis: int, against: tuple[int, int] | None = None) -> None:
+        """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
-            self.facts.masks.append(Mask(self.node, i, axis, layout[axis]))
+            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against))
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""
@@ -279,7 +297,7 @@ class Op:
             places = [place for place in bound.where.get(letter, ()) if place[0] < len(self.ins)]
             if places and places[0] not in done:
                 done.add(places[0])
-                self.mask(*places[0])
+                self.mask(*places[0], places[1] if len(places) == 2 else None)
 
 
 Known = Callable[[str], npt.NDArray[np.float64] | None]

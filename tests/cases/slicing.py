@@ -113,6 +113,13 @@ _gather("several", "+.+ + -> +++", [3, 0, 1], 1)
 _gather("a table of places", "+.+ ++ -> ++++", [[3, 0], [1, 1]], 1)
 
 
+@case("gather", "all in order", "++ ++. -> +++.")
+def gather_all(net: Net) -> None:
+    """A reshape written as an index, as exporters write as_strided."""
+    index = np.arange(12).reshape(3, 4, 1)
+    net.sink(net.op("Gather", net.free(5, 12), net.const(index), axis=1, name="tested"))
+
+
 @case("gather", "all three of a stack", ".+++ 1 -> +++")
 def gather_stack(net: Net) -> None:
     """Fused query, key and value, told apart by an index: the three positions are taken one at a time."""
@@ -175,6 +182,14 @@ def gather_nd_batch(net: Net) -> None:
     index = net.const(net.random.integers(0, 4, (3, 2, 1)))
     found = net.op("GatherND", net.free(3, 4, 5), index, batch_dims=1, name="tested")
     net.sink(net.op("Mul", found, net.free(3, 2, 5)))
+
+
+@case("gather_nd", "one position of two axes", "+++ .. -> .+")
+def gather_nd_one(net: Net) -> None:
+    """The whole is used as well, as above."""
+    x = net.free(5, 4, 3)
+    net.sink(net.op("Relu", net.op("GatherND", x, net.const([[2, -1]]), name="tested")))
+    net.sink(net.op("Tanh", x))
 
 
 def _scatter_elements(op: str, title: str, opset: int, **attrs: Any) -> None:

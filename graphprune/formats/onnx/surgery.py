@@ -7,6 +7,7 @@ never touched cannot be lost.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -101,7 +102,7 @@ class _Surgeon:
         return -1 if dim.size is None else size_after(dim, self.sizes)
 
     def numbers(self) -> None:
-        """Slots whose Dim changed size, grouped by where they live."""
+        """Slots whose Dim changed size, grouped by where they live; attributes that were left out; indices."""
         places: dict[tuple[int, str | int], list[Slot]] = defaultdict(list)
         for slot in self.analysis.facts.slots:
             places[slot.node.index, slot.place].append(slot)
@@ -112,6 +113,11 @@ class _Surgeon:
         for pin in self.analysis.facts.pins:
             if self._changed(pin.watch):
                 self.attrs[pin.node.index][pin.attr] = pin.value
+        for count in self.analysis.facts.counts:
+            if any(touched(dim, self.chosen) for dim in count.layout):
+                sizes = [size_after(dim, self.sizes) for dim in count.layout]
+                dtype = self.analysis.graph.values[count.node.inputs[count.input]].dtype
+                self.rewired[count.node.index][count.input] = np.arange(math.prod(sizes), dtype=dtype).reshape(sizes)
 
     def _write_slots(self, slots: list[Slot], due: list[Slot]) -> None:
         node, place = due[0].node, due[0].place

@@ -80,6 +80,14 @@ def _axes(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None
     attrs["keepdims"] = int(bool(args.get("keepdim", False)))
 
 
+def _norm(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+    """Zeros add nothing to a norm of positive order."""
+    _axes(attrs, args, shape)
+    order = args.get("ord", args.get("p"))
+    if order is not None and not order > 0:
+        attrs["op"] = "reduce_mean"
+
+
 def _slice(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
     attrs["axes"] = [args.get("dim", 0)]
     for name, source, default in (("starts", "start", 0), ("ends", "end", 2**63 - 1), ("steps", "step", 1)):
@@ -140,7 +148,8 @@ call("_native_batch_norm_legit_no_training", "batch_norm", "input weight bias ru
 call("_weight_norm", "weight_norm", "v g", axis="dim")
 call("instance_norm", "torch_instance_norm", "input weight bias running_mean running_var")
 call("softmax _softmax log_softmax _log_softmax", "softmax", "self", axis="dim")
-call("linalg_vector_norm norm mean var std amax amin logsumexp prod all any", "reduce_mean", "self", fix=_axes)
+call("mean var std amax amin logsumexp prod all any", "reduce_mean", "self", fix=_axes)
+call("linalg_vector_norm norm", "reduce_l2", "self", fix=_norm)
 call("sum", "reduce_sum", "self", fix=_axes)
 # Pooling and images.
 call(

@@ -109,6 +109,7 @@ def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and str(node.target) == "_guards_fn":
             traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
     traced = trainable(traced)
     traced.recompile()
     flat, _ = torch.utils._pytree.tree_flatten((tuple(args), dict(kwargs)))

@@ -10,7 +10,7 @@ from torch import fx
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, size_after, take, touched
-from graphprune.formats.torch.model import TorchModel, clone, set_tensor, stored
+from graphprune.formats.torch.model import TorchModel, attribute, clone, set_tensor, stored
 from graphprune.formats.torch.view import Traced, arguments
 from graphprune.rules.registry import Slot
 
@@ -84,12 +84,30 @@ def _write(traced: Traced, node: fx.Node, place: str | int, new: dict[int, int],
         _explicit_split(node, [new[i] for i in sorted(new)])
         return
     old = arguments(node).get(name)
-    if isinstance(old, list | tuple):
+    if isinstance(old, fx.Node):
+        set_argument(node, name, _stored(node, name, old, new))
+    elif isinstance(old, list | tuple):
         rank = len(traced.node.args[0].meta["val"].shape) if place == "pads" else 0  # type: ignore[union-attr]
         entries = {_backwards(entry, rank) if rank else entry: entry for entry in new}
         set_argument(node, name, [_pick(value, entries.get(i), new, due) for i, value in enumerate(old)])
     elif name:
         set_argument(node, name, new[min(new)])
+
+
+def _stored(node: fx.Node, name: str, old: fx.Node, new: dict[int, int]) -> fx.Node:
+    """Numbers in a tensor that is stored: a copy of it for this call alone, with the new ones."""
+    owner = node.graph.owning_module
+    assert owner is not None
+    assert old.op == "get_attr", "rules give slots to constants only"
+    value = attribute(owner, str(old.target)).clone()
+    for entry, number in new.items():
+        value.view(-1)[entry] = number
+    path = f"{node.name}_{name}"
+    owner.register_buffer(path, value)
+    with node.graph.inserting_before(node):
+        held = node.graph.get_attr(path)
+    held.meta = dict(old.meta)
+    return held
 
 
 def _backwards(entry: int, rank: int) -> int:
