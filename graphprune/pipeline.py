@@ -28,11 +28,15 @@ Progress = Callable[[str, float], None]
 
 @dataclass
 class Loaded:
-    """A model that was read and analysed, ready to be planned for, cut and looked at."""
+    """A model that was read and analysed, ready to be planned for, cut and looked at.
+
+    ``origin`` is the model as it was read, where weights were changed since.
+    """
 
     format: formats.Format
     model: Any
     analysis: Analysis
+    origin: Any = None
 
     def dims(self) -> list[dict[str, Any]]:
         """One record a Dim: name, kind, size, prunable, exact, reason, worth in parameters and MACs, weights."""
@@ -53,7 +57,7 @@ class Loaded:
         """This model with the weights that stay changed so that they make up for what ``plan`` removes."""
         values = compensate(self.analysis, plan.chosen(self.analysis), moments, damping)
         model = self.format.replaced(self.model, values)
-        return Loaded(self.format, model, analyse(model.graph))
+        return Loaded(self.format, model, analyse(model.graph), self.model)
 
     def plan(
         self,
@@ -103,13 +107,15 @@ class Loaded:
             report.notes.append(
                 "the plan was made on another export: Dims were found by the names of weights and modules"
             )
+        if self.origin is not None:
+            report.notes.append("the weights that stay make up for what went, by least squares on the calibration data")
         if verify == "full" and self.model.large:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
         if verify == "full":
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, _stage(progress, "verifying"))
-            _measure(proof, report, pruned, latency=latency)
+            _measure(proof, report, pruned, self.origin, latency=latency)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
@@ -144,7 +150,8 @@ class Result:
         VerifyError, with the module as it was, where the cut module does not compute what ``model`` computes.
         """
         chosen = self.plan.chosen(self.loaded.analysis)
-        return self.loaded.format.cut_in_place(self.loaded.model, self.pruned, self.loaded.analysis, chosen)
+        source = self.loaded.model if self.loaded.origin is None else self.loaded.origin
+        return self.loaded.format.cut_in_place(source, self.pruned, self.loaded.analysis, chosen)
 
 
 def load(
@@ -186,6 +193,8 @@ def prune(
     allow: Sequence[str] = (),
     loss: Any = None,
     batches: Any = None,
+    calib: Batches | None = None,
+    compensate: bool = True,
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -194,6 +203,9 @@ def prune(
 ) -> Result:
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
 
+    ``calib``, batches of inputs by name, serve scores that need data, and the weights that stay are changed to make up
+    for what goes on them (unless ``compensate`` is false).
+
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
     >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
@@ -201,7 +213,10 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    plan = loaded.plan(request, score, loss=loss, batches=batches, seed=seed, progress=progress)
+    moments = loaded.measure(calib) if calib is not None else None
+    plan = loaded.plan(request, score, loss=loss, batches=batches, moments=moments, seed=seed, progress=progress)
+    if moments is not None and compensate:
+        loaded = loaded.compensated(plan, moments)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 
@@ -223,12 +238,12 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
         progress((done + 1) / len(steps))
 
 
-def _measure(proof: Proof, report: Report, pruned: Any, latency: bool) -> None:
+def _measure(proof: Proof, report: Report, pruned: Any, origin: Any, latency: bool) -> None:
     """Drift, and latency of both models measured alternately."""
     if not report.verified or not report.dims:
         return
     after = proof.format.run(pruned)
-    report.drift = proof.drift(after)
+    report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner)
     if latency:
         report.latency = measured([proof.runner, after], proof.trials[0][1])
 

@@ -204,12 +204,12 @@ class Proof:
                 return
             raise
 
-    def drift(self, runner: Runner) -> float:
-        """Norm of the change of the floating-point outputs over the norm of the outputs."""
+    def drift(self, runner: Runner, dense: Runner) -> float:
+        """Norm of the change of the floating-point outputs between two models, over the norm of those of ``dense``."""
         change = norm = 0.0
-        for dense, (_, feeds) in zip(self.dense, self.trials, strict=True):
+        for _, feeds in self.trials:
             after = runner(feeds)
-            for name, value in dense.items():
+            for name, value in dense(feeds).items():
                 if value.dtype.kind == "f":
                     x = value.astype(np.float64)
                     change += float(np.square(x - after[name]).sum())

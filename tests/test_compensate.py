@@ -200,6 +200,40 @@ def test_digits_half_the_macs() -> None:
     assert twin.model.SerializeToString() == result.model.SerializeToString()
 
 
+def test_prune_with_data() -> None:
+    """One call: scored, cut, made up for; the drift in the report is that from the model as it was read."""
+    images = digits.split()[0][:400]
+    how: dict[str, Any] = {"macs": 0.5, "score": "obs", "multiple": 1, "latency": False, "inputs": {"image": images}}
+    found = {
+        compensate: graphprune.prune(digits.PATH, calib=[{"image": images}], compensate=compensate, **how)
+        for compensate in (True, False)
+    }
+    dense = outputs(graphprune.load(digits.PATH), images)
+    for result in found.values():
+        small = outputs(Loaded(result.loaded.format, result.pruned, result.loaded.analysis), images)
+        drift = np.linalg.norm(small - dense) / np.linalg.norm(dense)
+        assert result.report.drift == pytest.approx(drift, rel=1e-4)
+    assert found[True].report.drift < 0.6 * found[False].report.drift
+    assert "least squares" in str(found[True].report.notes)
+    assert "least squares" not in str(found[False].report.notes)
+    assert found[True].plan == found[False].plan
+
+
+def test_a_module_made_up_for_is_cut_in_place() -> None:
+    """The tensors of the module follow, those of an unchanged shape (biases) too."""
+    torch.manual_seed(0)
+    module, x = Small().eval(), torch.as_tensor(data(60, 2, 5, 5))
+    with torch.no_grad():
+        dense = module(x)
+    how: dict[str, Any] = {"example_inputs": (x,), "keep": 0.5, "multiple": 1, "score": "obs", "latency": False}
+    result = graphprune.prune(module, calib=[{"x": x.numpy()}], **how)
+    assert result.in_place() is module
+    with torch.no_grad():
+        found = module(x)
+        torch.testing.assert_close(found, result.model(x), rtol=1e-4, atol=1e-5)
+    assert (found - dense).norm() < 0.5 * dense.norm()
+
+
 # Moments, in both formats.
 
 

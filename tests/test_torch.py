@@ -1,13 +1,9 @@
-"""Torch modules from end to end: traced, pruned, trained, exported again, cut in place, pruned in steps, refused."""
+"""Torch modules from end to end: traced, pruned, trained, exported again, pruned in steps, refused."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 import graphprune
-from graphprune.errors import ReadError, UsageError, VerifyError
+from graphprune.errors import ReadError, UsageError
 from graphprune.formats.torch.train import TracedModule
 from graphprune.iterate import SCHEDULES, prune_in_steps
 from models import digits
@@ -209,31 +205,6 @@ def half(module: Any, inputs: Any, **request: Any) -> graphprune.Result:
     return graphprune.prune(module, example_inputs=inputs, **{"keep": 0.5, "multiple": 1, "latency": False, **request})
 
 
-@dataclass
-class Cut:
-    """A module cut in place, beside the traced one."""
-
-    module: nn.Module
-    inputs: Any
-    dense: int
-    result: graphprune.Result
-    found: list[Tensor]
-    fixed: set[str]
-
-
-@cache
-def cut(name: str) -> Cut:
-    """A module of the table, half of every Dim of every kind cut, in place."""
-    make, inputs = MODULES[name]
-    torch.manual_seed(0)
-    module = generic(make())
-    dense, fixed = count(module), {name for name, value in module.named_parameters() if not value.requires_grad}
-    kinds = "hidden" if name == "vit" else "all"  # see test_head_size_that_scales_attention
-    result = half(module, inputs, allow=(kinds,), verify="structure")
-    assert result.in_place() is module
-    return Cut(module, inputs, dense, result, called(module, inputs), fixed)
-
-
 # ---- a traced module that trains
 
 
@@ -378,152 +349,6 @@ def test_mode_does_not_change_the_plan() -> None:
         assert result.report.verified
         plans.append(result.plan.to_json())
     assert plans[0] == plans[1]
-
-
-# ---- in place
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_in_place(name: str) -> None:
-    """The user's own module computes what the traced one does, has its parameters, and trains."""
-    made = cut(name)
-    close(made.found, called(made.result.model, made.inputs))
-    assert shapes(made.module) == {k: v for k, v in shapes(made.result.model).items() if k in shapes(made.module)}
-    assert count(made.module) < 0.6 * made.dense
-    assert type(made.module).__name__ != type(made.result.model).__name__
-    assert {name for name, value in made.module.named_parameters() if not value.requires_grad} == made.fixed
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_sizes_that_layers_keep(name: str) -> None:
-    """out_channels, in_features, num_features, normalized_shape ... are those of the tensors, in every layer."""
-    for part in cut(name).module.modules():
-        if isinstance(part, nn.Linear):
-            assert (part.out_features, part.in_features) == part.weight.shape
-        elif isinstance(part, nn.Conv1d | nn.Conv2d):
-            assert (part.out_channels, part.in_channels // part.groups) == part.weight.shape[:2]
-        elif isinstance(part, nn.BatchNorm2d):
-            assert (part.num_features,) == part.weight.shape
-            assert part.running_mean is not None
-            assert part.running_mean.shape == part.weight.shape
-        elif isinstance(part, nn.LayerNorm):
-            assert part.normalized_shape == part.weight.shape
-        elif isinstance(part, nn.GroupNorm):
-            assert (part.num_channels,) == part.weight.shape
-        elif isinstance(part, nn.Embedding):
-            assert (part.num_embeddings, part.embedding_dim) == part.weight.shape
-
-
-def test_sizes_by_hand() -> None:
-    """Numbers of a few layers, worked out by hand."""
-    cnn: Any = cut("cnn").module
-    assert (cnn.stem.out_channels, cnn.inner.out_channels, cnn.inner.in_channels, cnn.bn.num_features) == (4, 6, 4, 4)
-    assert (cnn.depth.groups, cnn.depth.in_channels, cnn.depth.out_channels) == (cnn.wide.out_channels,) * 3
-    assert (cnn.norm.num_channels, cnn.norm.num_groups) == (4, 2)
-    vit: Any = cut("vit").module
-    assert (vit.up.out_features, vit.patch.out_channels, vit.ln1.normalized_shape) == (16, 12, (12,))
-    assert (vit.num_heads, vit.head_dim, vit.qkv.out_features) == (2, 6, 36)
-    bert: Any = cut("bert").module
-    attention = bert.encoder.layer[0].attention.self
-    assert attention.num_attention_heads * attention.attention_head_size == attention.query.out_features < WIDTH
-
-
-def test_fresh_process_loads_them(tmp_path: Path) -> None:
-    """torch.save of modules cut in place; another process loads them and computes the same."""
-    names = ["cnn", "vit", "llama", "bert", "whisper"]
-    for name in names:
-        made = cut(name)
-        torch.save((made.module, made.inputs, made.found), tmp_path / f"{name}.pt")
-    code = (
-        "import sys, torch\n"
-        "from tests.test_torch import called, close\n"
-        "for path in sys.argv[1:]:\n"
-        "    module, inputs, expected = torch.load(path, weights_only=False)\n"
-        "    close(called(module, inputs), expected)\n"
-        "    print(type(module).__name__)\n"
-    )
-    files = [str(tmp_path / f"{name}.pt") for name in names]
-    root = Path(__file__).parent.parent
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *files], capture_output=True, text=True, timeout=120, check=False, cwd=root
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    assert ended.stdout.split() == ["Residual", "Encoder", "LlamaForCausalLM", "BertModel", "WhisperModel"]
-
-
-def test_in_place_failure_restores() -> None:
-    """A forward that knows a size: VerifyError, and everything is as it was, down to the identity of tensors."""
-    module: Any = generic(HardCoded())
-    x = (noise(2, 4),)
-    state = {name: (value, value.clone()) for name, value in module.state_dict(keep_vars=True).items()}
-    kept = {path: {k: v for k, v in vars(part).items() if k[0] != "_"} for path, part in module.named_modules()}
-    expected = called(module, x)
-    result = half(module, x)
-    with pytest.raises(VerifyError, match="HardCoded cannot be cut in place") as caught:
-        result.in_place()
-    assert "result.model" in str(caught.value)
-    after = module.state_dict(keep_vars=True)
-    assert all(after[name] is was and torch.equal(was, value) for name, (was, value) in state.items())
-    assert {path: {k: v for k, v in vars(p).items() if k[0] != "_"} for path, p in module.named_modules()} == kept
-    assert (module.up.out_features, module.down.in_features) == (8, 8)
-    torch.testing.assert_close(called(module, x), expected, rtol=0, atol=0)
-    assert result.model(x[0]).shape == (2, 3)
-
-
-def test_head_size_that_scales_attention() -> None:
-    """Attention that divides by the root of its own head size changes with it: refused, the module as it was."""
-    module: Any = generic(Encoder())
-    inputs = MODULES["vit"][1]
-    expected, before = called(module, inputs), shapes(module)
-    result = half(module, inputs, allow=("head-size",))
-    assert result.report.verified
-    with pytest.raises(VerifyError, match="it computes something else"):
-        result.in_place()
-    assert (module.num_heads, module.head_dim, shapes(module)) == (HEADS, WIDTH // HEADS, before)
-    torch.testing.assert_close(called(module, inputs), expected, rtol=0, atol=0)
-
-
-def test_in_place_needs_a_module() -> None:
-    """An ExportedProgram cannot be changed."""
-    program = torch.export.export(generic(Tiny()), (noise(2, 4),))
-    with pytest.raises(UsageError, match=r"only an nn\.Module"):
-        half(program, None).in_place()
-
-
-@pytest.mark.parametrize("name", ["bert", "llama"])
-def test_config_round_trip(name: str, tmp_path: Path) -> None:
-    """MLPs cut alike: the config says so, and from_pretrained builds the same model."""
-    make, inputs = MODULES[name]
-    module: Any = generic(make())
-    mlp = ("*intermediate*",) if name == "bert" else ("*mlp*",)
-    before = module.config.intermediate_size
-    half(module, inputs, include=mlp, verify="none").in_place()
-    assert module.config.intermediate_size == before // 2
-    module.save_pretrained(tmp_path)
-    again = type(module).from_pretrained(tmp_path).eval()
-    close(called(again, inputs), called(module, inputs))
-
-
-def test_config_of_the_default_kinds(tmp_path: Path) -> None:
-    """Heads and MLPs of a Llama, as prune cuts them by default."""
-    make, inputs = MODULES["llama"]
-    module: Any = generic(make())
-    result = half(module, inputs, verify="none")
-    assert result.plan.cuts
-    result.in_place()
-    module.save_pretrained(tmp_path)
-    close(called(type(module).from_pretrained(tmp_path).eval(), inputs), called(module, inputs))
-
-
-def test_config_of_an_uneven_cut() -> None:
-    """One layer of two is cut: no config says so, and it stays."""
-    make, inputs = MODULES["bert"]
-    module: Any = generic(make())
-    before = module.config.to_dict()
-    half(module, inputs, include=("encoder.layer.0.intermediate*",), verify="none").in_place()
-    assert module.config.to_dict() == before
-    sizes = [layer.intermediate.dense.out_features for layer in module.encoder.layer]
-    assert sizes == [MLP // 2, MLP]
 
 
 # ---- in steps
@@ -741,17 +566,6 @@ def test_tied_parameters_in_the_traced_module() -> None:
     assert result.model.embed.weight is result.model.head.weight
 
 
-def test_tied_parameters_in_place() -> None:
-    """One parameter under two names, before and after; the sizes of both layers follow."""
-    module: Any = generic(Tied())
-    result = half(module, (IDS,), allow=("all",))
-    assert result.report.verified
-    result.in_place()
-    assert module.embed.weight is module.head.weight
-    assert (module.embed.embedding_dim, module.head.in_features, module.head.out_features) == (4, 4, WORDS)
-    close(called(module, (IDS,)), called(result.model, (IDS,)))
-
-
 @pytest.mark.parametrize(
     ("wrap", "hidden"),
     [
@@ -778,10 +592,3 @@ def test_parametrisations(wrap: Callable[[nn.Module], nn.Module], hidden: int) -
     result.in_place()
     assert is_parametrized(module.up) == ("parametrizations" in dir(module.up))
     close(called(module, x), called(result.model, x))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forget() -> Iterator[None]:
-    """Modules cut for this file are let go at its end."""
-    yield
-    cut.cache_clear()

@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -33,6 +34,13 @@ SEEN = 1e-6
 """Least move of the outputs at which a broken coupling counts as seen."""
 
 
+PLACED = {"default": (), "hidden": ("hidden",), "all": ("all",)}
+"""What is cut in place: the default kinds, these and the residual stream, all kinds."""
+
+PLACED_LIMIT = 1e-5
+CONFIG, CUT, NOTHING = "with config", "cut", "nothing to cut"
+
+
 @dataclass
 class Row:
     """What became of one architecture; ``error`` is the reason where something did not work."""
@@ -49,6 +57,7 @@ class Row:
     export: float = 0.0
     analysis: float = 0.0
     frozen: list[str] = field(default_factory=list)
+    placed: dict[str, str] = field(default_factory=dict)
 
     @property
     def proved(self) -> bool:
@@ -98,6 +107,57 @@ def measure(name: str) -> Row:
     failed += ["a Dim is idle: breaking its coupling does not show"] if row.broken < SEEN else []
     row.error = "; ".join(failed)
     return row
+
+
+def in_place(name: str, allow: tuple[str, ...]) -> str:
+    """What becomes of the module itself, in float32, with half of every Dim of some kinds cut in place.
+
+    CONFIG where its config was updated, so that from_pretrained loads what save_pretrained wrote and it computes the
+    same; CUT where it was only cut; else why it was refused.
+    """
+    import graphprune
+    from graphprune.errors import VerifyError
+    from models.transformers_zoo import build
+
+    module, inputs = build(name)
+    module.float()
+    inputs = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
+    result = graphprune.prune(module, example_inputs=inputs, keep=0.5, allow=allow, verify="none", latency=False)
+    if not result.plan.cuts:
+        return NOTHING
+    try:
+        result.in_place()
+    except VerifyError as error:
+        return error.what.partition(": ")[2].removesuffix("; the module was left as it was")
+    if moved(module, result.model, inputs) > PLACED_LIMIT:
+        return "WRONG"
+    return CONFIG if loads_again(module, inputs) else CUT
+
+
+def moved(module: Any, other: Any, inputs: dict[str, Any]) -> float:
+    """How far the outputs of two modules are apart, relative to the largest."""
+    import torch
+
+    with torch.no_grad():
+        flat = [torch.utils._pytree.tree_flatten(each(**inputs))[0] for each in (module, other)]
+    left, right = ([value for value in values if isinstance(value, torch.Tensor)] for values in flat)
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def loads_again(module: Any, inputs: dict[str, Any]) -> bool:
+    """Whether what save_pretrained writes is loaded by from_pretrained and computes the same."""
+    import copy
+
+    found = next(part for part in module.modules() if hasattr(part, "save_pretrained"))
+    with tempfile.TemporaryDirectory() as folder:
+        found.save_pretrained(folder)
+        try:
+            again = type(found).from_pretrained(folder).eval()
+        except RuntimeError:  # sizes do not match
+            return False
+    twin = copy.copy(module)
+    twin._modules = {name: again if part is found else part for name, part in module._modules.items()}
+    return moved(module, again if found is module else twin, inputs) <= PLACED_LIMIT
 
 
 def widen(traced: Any) -> None:
@@ -162,7 +222,8 @@ def attempt(name: str, limit: float) -> Row:
 
 HEADER = (
     "architecture | nodes | Dims prunable | parameters | removed | permutation error | zero == cut error | "
-    "moved by a broken coupling | export, s | analysis, s | largest frozen reasons (sizes)"
+    "moved by a broken coupling | export, s | analysis, s | in place: default | hidden | all | "
+    "largest frozen reasons (sizes)"
 )
 
 
@@ -172,7 +233,9 @@ def line(row: Row) -> str:
         f"{row.nodes} | {row.dims} | {row.params:,} | {100 * (1 - row.kept):.1f} % | {row.permuted:.0e} | "
         f"{row.zeroed:.0e} | {row.broken:.0e} | {row.export:.1f} | {row.analysis:.2f}"
     )
-    return f"| {row.name} | {figures} | {'; '.join(row.frozen)} |"
+    placed = (row.placed.get(kinds, "") for kinds in PLACED)
+    short = " | ".join(text if text in ("", CONFIG, CUT, NOTHING) else "refused" for text in placed)
+    return f"| {row.name} | {figures} | {short} | {'; '.join(row.frozen)} |"
 
 
 def page(rows: list[Row]) -> Iterator[str]:
@@ -193,6 +256,9 @@ def page(rows: list[Row]) -> Iterator[str]:
     yield "Half of every Dim is cut at random, of every kind, residual stream and head size included. No model needed a"
     yield "hint. The errors are relative to the largest output. *Moved by a broken coupling*: each Dim is permuted"
     yield "everywhere but in one of its weights; shown is how far the outputs move for the Dim where they move least."
+    yield "*In place*: the user's own module, in float32, with `keep=0.5` and the default kinds, with `allow='hidden'`,"
+    yield "or with `allow='all'`. *With config*: `save_pretrained` and `from_pretrained` give the same model again;"
+    yield "*cut*: it computes what the traced module computes, and no config was found that says what was cut."
     yield ""
     yield f"| {HEADER} |"
     yield "|---|" + "---:|" * (HEADER.count("|") - 1) + "---|"
@@ -203,7 +269,19 @@ def page(rows: list[Row]) -> Iterator[str]:
         yield ""
         yield from (f"- {row.name}: {row.error}" for row in bad)
         yield ""
+    yield "Refused in place, with the module left as it was (the traced module is there all the same):"
+    yield ""
+    yield from refusals(rows)
+    yield ""
     yield total(rows)
+
+
+def refusals(rows: list[Row]) -> Iterator[str]:
+    """Why modules were not cut in place."""
+    for row in rows:
+        for kinds, text in row.placed.items():
+            if text not in (CONFIG, CUT, NOTHING):
+                yield f"- {row.name}, {kinds}: {text}"
 
 
 def total(rows: list[Row]) -> str:
@@ -213,8 +291,18 @@ def total(rows: list[Row]) -> str:
     seconds = sum(row.export for row in good), sum(row.analysis for row in good)
     return (
         f"{len(good)} of {len(rows)} architectures proved, 0 hints; median share of parameters kept with half of every "
-        f"Dim: {share:.3f}; {seconds[0]:.0f} s of export and {seconds[1]:.1f} s of analysis in all."
+        f"Dim: {share:.3f}; {seconds[0]:.0f} s of export and {seconds[1]:.1f} s of analysis in all. {placed(rows)}"
     )
+
+
+def placed(rows: list[Row]) -> str:
+    """How many were cut in place, and with how many configs."""
+    parts = []
+    for kinds in PLACED:
+        found = Counter(row.placed.get(kinds) for row in rows)
+        done = found[CUT] + found[CONFIG] + found[NOTHING]
+        parts.append(f"{done} with {kinds} kinds ({found[CONFIG]} configs updated)")
+    return f"In place: {', '.join(parts)}."
 
 
 def main() -> None:
@@ -228,7 +316,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         warnings.simplefilter("ignore")
-        print(json.dumps(asdict(measure(options.child))))
+        row = measure(options.child)
+        row.placed = {kinds: in_place(options.child, allow) for kinds, allow in PLACED.items()}
+        print(json.dumps(asdict(row)))
         return
     rows = []
     for name in options.models or ZOO:
