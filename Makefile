@@ -34,9 +34,10 @@ format: .venv/dev.stamp  ## rewrite the code as the checks want it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/bench.stamp  ## speed of the analysis, a peer on the same files, and a 6 GB model (needs 12 GB of disk)
+bench: .venv/bench.stamp  ## speed of the analysis, peers on the same models, and a 6 GB model (needs 12 GB of disk)
 	$(BIN)/python -m tools.bench_analysis
 	$(BIN)/python -m tools.bench_onnxsim
+	$(BIN)/python -m tools.bench_torch_pruning
 	$(BIN)/python -m tools.bench_large
 
 docs: .venv/docs.stamp  ## the site, in site/
@@ -60,6 +61,7 @@ clean:  ## remove the environment and everything built
 
 .venv/bench.stamp: .venv/dev.stamp
 	$(PINNED) --editable '.[bench]'
+	$(PINNED) --no-deps torch-pruning
 	@touch $@
 
 .venv/docs.stamp: .venv/demo.stamp
@@ -71,6 +73,6 @@ pin:  ## write constraints.txt anew: the newest version of everything, but for t
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(TORCH)
 	$(INSTALL) --upgrade --editable '.[dev,bench,docs]' $(TORCH)
-	$(INSTALL) --no-deps rapidocr-onnxruntime
+	$(INSTALL) --no-deps rapidocr-onnxruntime torch-pruning
 	echo "# Exact versions of all that the Makefile installs; written by make pin." > constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.txt

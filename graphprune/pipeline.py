@@ -13,7 +13,7 @@ from graphprune.budget import Request, allocate, candidates
 from graphprune.compensate import DAMPING, compensate
 from graphprune.consumers import Site, consumers
 from graphprune.cost import latency as measured
-from graphprune.dims import Chosen
+from graphprune.dims import Chosen, atoms
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, fingerprint, make_plan
@@ -46,9 +46,14 @@ class Loaded:
         """How the weights of the Dim ``name`` came to be coupled, or what froze it."""
         return explain(self.analysis, name)
 
-    def measure(self, batches: Batches) -> dict[Site, Moments]:
-        """Moments of the activations that weights multiply, over ``batches`` of inputs by name."""
-        sites = dict.fromkeys(site for consumer in consumers(self.analysis) for site in consumer.sites)
+    def measure(self, batches: Batches, request: Request | None = None) -> dict[Site, Moments]:
+        """Moments of the activations that weights multiply, over ``batches`` of inputs by name.
+
+        With ``request`` only where Dims are that it lets be cut.
+        """
+        wanted = {atom.dim for atom in candidates(self.analysis, request)} if request else None
+        found = [c for c in consumers(self.analysis) if wanted is None or not wanted.isdisjoint(atoms(c.dim))]
+        sites = dict.fromkeys(site for consumer in found for site in consumer.sites)
         graph = self.analysis.graph
         sizes = {site: graph.extent((graph.shape(site.value) or ())[site.axis]) for site in sites}
         return collect(sites, sizes, batches, lambda some, data: self.format.moments(self.model, some, data))
@@ -213,7 +218,7 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    moments = loaded.measure(calib) if calib is not None else None
+    moments = loaded.measure(calib, request) if calib is not None else None
     plan = loaded.plan(request, score, loss=loss, batches=batches, moments=moments, seed=seed, progress=progress)
     if moments is not None and compensate:
         loaded = loaded.compensated(plan, moments)

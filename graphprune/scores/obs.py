@@ -55,13 +55,18 @@ class _Side:
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
+        self.left = np.arange(len(second))
+
+    def _at(self, positions: list[int]) -> npt.NDArray[np.int64]:
+        """Where the columns of ``positions`` are in the matrices now."""
+        return np.searchsorted(self.left, np.concatenate([self.columns[p] for p in positions]))
 
     def losses(self, positions: list[int]) -> Floats:
         """What removing each of ``positions`` alone would cost now."""
         if all(len(self.columns[p]) == 1 for p in positions):
-            at = np.concatenate([self.columns[p] for p in positions])
+            at = self._at(positions)
             return np.asarray(self.gram[at, at] / self.inverse[at, at], np.float64)
-        return np.array([self._loss(self.columns[p]) for p in positions])
+        return np.array([self._loss(self._at([p])) for p in positions])
 
     def _loss(self, at: npt.NDArray[np.int64]) -> float:
         block = np.ix_(at, at)
@@ -69,14 +74,14 @@ class _Side:
 
     def remove(self, positions: list[int]) -> None:
         """Take the positions away and let the others make up for them."""
-        at = np.concatenate([self.columns[p] for p in positions])
-        block = np.ix_(at, at)
-        spread = np.linalg.solve(self.inverse[block], self.inverse[at])
-        self.inverse = self.inverse - self.inverse[:, at] @ spread
-        moved = self.gram[:, at] @ spread
-        self.gram = self.gram - moved - moved.T + spread.T @ self.gram[block] @ spread
-        for matrix in (self.inverse, self.gram):  # rounding must not bring back what is gone
-            matrix[at] = matrix[:, at] = 0.0
+        at = self._at(positions)
+        rest = np.delete(np.arange(len(self.left)), at)
+        inner, across, block = np.ix_(rest, rest), np.ix_(rest, at), np.ix_(at, at)
+        spread = np.linalg.solve(self.inverse[block], self.inverse[across].T)
+        moved = self.gram[across] @ spread
+        self.gram = self.gram[inner] - moved - moved.T + spread.T @ (self.gram[block] @ spread)
+        self.inverse = self.inverse[inner] - self.inverse[across] @ spread
+        self.left = self.left[rest]
 
 
 def _removed(atom: Atom, sides: list[_Side]) -> Floats:
