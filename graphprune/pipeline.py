@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Task, score_atoms
 from graphprune.stats import Batches, Moments, collect
-from graphprune.verify import Check, Proof, require, structure
+from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
 Progress = Callable[[str, float], None]
@@ -72,22 +73,29 @@ class Loaded:
         loss: Any = None,
         batches: Any = None,
         moments: Mapping[Site, Moments] | None = None,
+        sample: Mapping[str, Any] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Plan:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
         Scores that need gradients take ``loss`` (of module and batch, a scalar tensor) and ``batches``; those that need
-        data take ``moments`` (see `measure`).
+        data take ``moments`` (see `measure`), and ``sample``, inputs to see how far the outputs move.
         """
         wanted = candidates(self.analysis, request)
         gradients = self.format.gradients(self.model, loss, batches)
         seen = None if moments is None else lambda sites: moments
-        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients, seen)
+        drift = None if sample is None else partial(self._drift, self.format.run(self.model)(sample), sample)
+        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients, seen, drift)
         scores = score_atoms(task, score)
         errors = SCORES[score].errors
         chosen = allocate(self.analysis, wanted, scores, request, errors=errors) if self.analysis.prunable else {}
         return make_plan(self.analysis, chosen, score, _asked(request, seed))
+
+    def _drift(self, dense: Mapping[str, Any], sample: Mapping[str, Any], kept: Chosen) -> float:
+        """How far the outputs on ``sample`` move from ``dense`` when all positions but those ``kept`` are zeroed."""
+        masked = self.format.run(self.format.mask(self.model, self.analysis, kept))
+        return moved([dense], [masked(sample)])
 
     def apply(
         self,
@@ -218,8 +226,11 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    moments = loaded.measure(calib, request) if calib is not None else None
-    plan = loaded.plan(request, score, loss=loss, batches=batches, moments=moments, seed=seed, progress=progress)
+    data = None if calib is None else list(calib)
+    moments = None if data is None else loaded.measure(data, request)
+    sample = data[0] if data else None
+    how = {"loss": loss, "batches": batches, "seed": seed, "progress": progress}
+    plan = loaded.plan(request, score, moments=moments, sample=sample, **how)
     if moments is not None and compensate:
         loaded = loaded.compensated(plan, moments)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)

@@ -13,7 +13,7 @@ inputs are tried and those with the least noise are kept; a model that drowns ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -205,16 +205,20 @@ class Proof:
             raise
 
     def drift(self, runner: Runner, dense: Runner) -> float:
-        """Norm of the change of the floating-point outputs between two models, over the norm of those of ``dense``."""
-        change = norm = 0.0
-        for _, feeds in self.trials:
-            after = runner(feeds)
-            for name, value in dense(feeds).items():
-                if value.dtype.kind == "f":
-                    x = value.astype(np.float64)
-                    change += float(np.square(x - after[name]).sum())
-                    norm += float(np.square(x).sum())
-        return float(np.sqrt(change / norm)) if norm else 0.0
+        """How far the outputs move between two models."""
+        return moved(*([run(feeds) for _, feeds in self.trials] for run in (dense, runner)))
+
+
+def moved(before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:
+    """Norm of the change of the floating-point outputs over the norm of the outputs ``before``."""
+    change = norm = 0.0
+    for old, new in zip(before, after, strict=True):
+        for name, value in old.items():
+            if value.dtype.kind == "f":
+                x = value.astype(np.float64)
+                change += float(np.square(x - new[name]).sum())
+                norm += float(np.square(x).sum())
+    return float(np.sqrt(change / norm)) if norm else 0.0
 
 
 def _largest(value: Array) -> float:

@@ -167,6 +167,23 @@ def test_obs_is_the_error_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> N
         left, lost = cheapest, errors[cheapest]
 
 
+def test_errors_count_for_what_the_outputs_feel() -> None:
+    """Of two branches alike, one of which hardly reaches the output, that one goes first, with a sample only."""
+    net = Net()
+    x = net.input("n", 5)
+    y = [net.op("Gemm", net.op("Relu", net.op("MatMul", x, net.weight(5, 12))), net.weight(12, 6)) for _ in range(2)]
+    net.output(net.op("Add", y[0], net.op("Mul", y[1], net.const(1e-3, np.float32))))
+    loaded = graphprune.load(net.model())
+    feeds = {loaded.analysis.graph.inputs[0]: data(300, 5)}
+    moments = loaded.measure([feeds])
+    request = Request(params=0.6, multiple=1, floor=0.0)
+    plans = [loaded.plan(request, "obs", moments=moments, sample=sample) for sample in (None, feeds)]
+    lost = [{cut.index: cut.size - len(cut.keep) for cut in plan.cuts} for plan in plans]
+    assert min(lost[0].values()) > 1
+    assert len(lost[0]) == 2
+    assert set(lost[1]) == {loaded.analysis.prunable[1].index}
+
+
 def test_obs_needs_data() -> None:
     with pytest.raises(UsageError, match="'obs' needs data"):
         graphprune.load(digits.PATH).plan(Request(keep=0.5), "obs")

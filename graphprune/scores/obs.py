@@ -6,7 +6,9 @@ A consumer computes W x, H = E[x xᵀ]. Removing the positions g and solving for
 
 and leaves W - W_g ((H⁻¹)_gg)⁻¹ (H⁻¹)_g: and a smaller H⁻¹, on which the next removal is judged (Hassibi & Stork, 1992;
 for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score, so
-that a score is an error: of the outputs of all consumers, relative to the size of those outputs.
+that a score is an error: of the outputs of all consumers, relative to the size of those outputs. Where inputs are at
+hand to run the model on, it is brought to what the model's own outputs feel: by how much they move when the half of the
+Dim that goes first is zeroed, for what that does to the consumers.
 """
 
 from __future__ import annotations
@@ -36,9 +38,27 @@ def obs(task: Task) -> dict[Dim, Floats]:
     found: dict[Dim, Floats] = {}
     for done, atom in enumerate(task.atoms):
         sides = [_Side(task, consumer, atom, moments) for consumer in of.get(atom.dim, ())]
-        found[atom.dim] = _removed(atom, sides)
+        whole = [(side.gram * side.second, side.columns) for side in sides]
+        scores = _removed(atom, sides)
+        found[atom.dim] = scores * _felt(task, atom, scores, whole)
         task.progress((done + 1) / len(task.atoms))
     return found
+
+
+def _felt(task: Task, atom: Atom, scores: Floats, whole: list[tuple[Floats, list[npt.NDArray[np.int64]]]]) -> float:
+    """How far the model's outputs move, squared, for each unit of error of the consumers; 1 where it cannot be run."""
+    if task.drift is None or not whole:
+        return 1.0
+    order = np.argsort(scores, kind="stable")
+    going, kept = order[: max(1, atom.size // 2)], order[max(1, atom.size // 2) :]
+    if not len(kept):
+        return 1.0
+    error = 0.0
+    for products, columns in whole:
+        at = np.concatenate([columns[p] for p in going])
+        error += float(products[np.ix_(at, at)].sum())
+    moved = task.drift({atom.dim: np.sort(kept)}) ** 2
+    return moved / error if error > 0 and moved > 0 else 1.0
 
 
 class _Side:
@@ -51,6 +71,7 @@ class _Side:
         size = float(np.einsum("ij,ij->", weight @ second, weight))
         gram = weight.T @ weight / size if size > 0 else np.zeros_like(second)
         self.gram: Floats = gram
+        self.second: Floats = second
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)

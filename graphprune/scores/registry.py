@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from graphprune.analysis import Analysis, Atom
 from graphprune.consumers import Site
-from graphprune.dims import Dim
+from graphprune.dims import Chosen, Dim
 from graphprune.errors import UsageError
 from graphprune.graph import Array
 from graphprune.stats import Moments
@@ -30,7 +30,8 @@ class Task:
     """What a score is given: the ``atoms`` to score, and where numbers come from.
 
     ``gradients(kind)`` yields, a batch at a time, numbers by weight name: the "gradient" of the loss, the "hessian"
-    times it, or those of "synflow"; None where the model has no gradients. ``moments(sites)`` are those of activations;
+    times it, or those of "synflow"; None where the model has no gradients. ``moments(sites)`` are those of activations,
+    ``drift(kept)`` is how far the outputs move, relative to their size, when all positions but those kept are zeroed;
     None where there is no data.
     """
 
@@ -40,6 +41,7 @@ class Task:
     progress: Progress = _no_progress
     gradients: Callable[[str], Gradients] | None = None
     moments: Callable[[Iterable[Site]], Mapping[Site, Moments]] | None = None
+    drift: Callable[[Chosen], float] | None = None
 
 
 Function = Callable[[Task], dict[Dim, Floats]]
