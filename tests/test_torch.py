@@ -544,6 +544,36 @@ def test_no_batch_size_to_specialise() -> None:
         half(generic(Tiny()), (noise(2, 4),), dynamic_shapes=({5: ANY},))
 
 
+def test_weights_that_are_not_there() -> None:
+    """A module on the meta device has shapes and no numbers."""
+    module, x = Tiny().to("meta").eval(), (noise(2, 4).to("meta"),)
+    with pytest.raises(ReadError, match=r"'up.weight' is on the meta device"):
+        half(module, x)
+
+
+def test_quantised_before_it_is_cut() -> None:
+    """Packed weights cannot be traced: the error says what to do instead, and names no line of Python's own."""
+    module = torch.ao.quantization.quantize_dynamic(generic(Tiny()), {nn.Linear})
+    with pytest.raises(ReadError, match="quantise after pruning") as caught:
+        half(module, (noise(2, 4),))
+    assert "contextlib" not in str(caught.value)
+
+
+def test_fake_quantisation_stays_whole() -> None:
+    """An op without a rule freezes what it touches, with its name as the reason; the rest is cut."""
+
+    class Fake(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            """The outputs, rounded on the way."""
+            rounded = torch.fake_quantize_per_tensor_affine(self.up(x), 0.1, 0, -128, 127)
+            found: Tensor = self.down(rounded)
+            return found
+
+    result = half(nn.Sequential(generic(Tiny(4, 8, 4)), generic(Fake())), (noise(2, 4),))
+    assert [cut.size for cut in result.plan.cuts] == [8, 4]
+    assert any("fake_quantize_per_tensor_affine" in str(atom.reason) for atom in result.loaded.analysis.frozen)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     """The dtype stays, the proof passes, also in place."""

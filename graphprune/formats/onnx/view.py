@@ -74,7 +74,7 @@ def _scope(node: onnx.NodeProto) -> str:
     if isinstance(scopes, list) and len(scopes) > 1:
         return str(scopes[-2])
     path: list[str] = []
-    for part in node.name.split("/")[1:-1]:
+    for part in str(node.name).split("/")[1:-1]:  # bytes where a damaged file holds no text
         if path and part.startswith(f"{path[-1]}."):  # the entries of a list carry its name again
             path.pop()
         path.append(part)

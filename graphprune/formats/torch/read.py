@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import traceback
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.errors import ReadError
-from graphprune.formats.torch.model import TorchModel
+from graphprune.formats.torch.model import TorchModel, stored
 from graphprune.formats.torch.train import evaluating, trainable
 
 
@@ -91,18 +92,27 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         raise ReadError(
             f"torch.export cannot trace {type(module).__name__}: {' '.join(lines[:3])[:500]}{_user_code(error)}",
-            hint="check the example inputs; for control flow that depends on data see torch.export's documentation",
+            hint="check the example inputs; quantise after pruning, not before; for control flow that depends on data "
+            "see torch.export's documentation",
         ) from error
 
 
 def _user_code(error: BaseException) -> str:
-    """The innermost line that is neither torch's nor ours."""
-    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*ours, "<"))]
+    """The innermost line that is neither torch's, nor Python's, nor ours."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    python = str(Path(contextlib.__file__).parent)
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith(ours) and (not f.filename.startswith(python) or "site-packages" in f.filename)
+    ]
     return f"; at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
 
 
 def _model(traced: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any], source: Any) -> TorchModel:
+    empty = [name for name, tensor in stored(traced).items() if tensor.is_meta]
+    if empty:
+        raise ReadError(f"{empty[0]!r} is on the meta device and holds no numbers", hint="load the weights first")
     traced = copy.deepcopy(traced)
     inline(traced)
     store_ranges(traced)
