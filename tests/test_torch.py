@@ -553,7 +553,8 @@ def test_weights_that_are_not_there() -> None:
 
 def test_quantised_before_it_is_cut() -> None:
     """Packed weights cannot be traced: the error says what to do instead, and names no line of Python's own."""
-    module = torch.ao.quantization.quantize_dynamic(generic(Tiny()), {nn.Linear})
+    quantised: Any = torch.ao.quantization
+    module = quantised.quantize_dynamic(generic(Tiny()), {nn.Linear})
     with pytest.raises(ReadError, match="quantise after pruning") as caught:
         half(module, (noise(2, 4),))
     assert "contextlib" not in str(caught.value)
