@@ -203,6 +203,7 @@ def _finish(
     with terminal.progress_bars() as progress:
         result = loaded.apply(plan, verify=verify, seed=seed, progress=progress)
         before = loaded.format.disk_bytes(model)
+        terminal.listen()
         if wanted:
             result.save(output, lambda done: progress("writing", done))
             result.report.file_bytes = before, loaded.format.disk_bytes(output)

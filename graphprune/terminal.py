@@ -55,24 +55,33 @@ def messages() -> Iterator[None]:
         message = f"reading or writing failed: {error.strerror or error}{where}"
         _exit(f"{message}\nWhat to do: check the disk and its free space", WriteError.exit_code)
     finally:
+        _pressed.clear()
         signal.signal(signal.SIGINT, before)
 
 
+_pressed: list[bool] = []
+
+
 def _stop(number: int, frame: object) -> NoReturn:
+    _pressed.append(True)
     raise Stopped
+
+
+def listen() -> None:
+    """Stop here if Ctrl-C was pressed and went unheard: Python drops what is raised in a callback of its own."""
+    if _pressed:
+        raise Stopped
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the end of this."""
-    pressed: list[bool] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(True))
+    before = signal.signal(signal.SIGINT, lambda number, frame: _pressed.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise Stopped
+    listen()
 
 
 def _exit(message: str, code: int) -> NoReturn:

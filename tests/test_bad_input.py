@@ -872,6 +872,26 @@ def test_ctrl_c(delay: float, middling: Path, tmp_path: Path) -> None:
     assert touched_last(middling) == before
 
 
+def test_ctrl_c_that_python_drops(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal raises in a callback of the interpreter's own is lost; nothing is written all the same."""
+    apply = graphprune.Loaded.apply
+
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        Dropped()
+        return apply(*args, **options)
+
+    monkeypatch.setattr(graphprune.Loaded, "apply", interrupted)
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
+    with untouched(given.parent):
+        prune(given, *HALF).refused(STOPPED, "stopped; no partial file is left")
+    monkeypatch.setattr(graphprune.Loaded, "apply", apply)
+    prune(given, *HALF).done()
+
+
 @pytest.mark.parametrize(
     "step", ["graphprune.formats.onnx.write._check_target", "pathlib.Path.write_bytes", "os.replace"]
 )
