@@ -854,13 +854,19 @@ def touched_last(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _heard() -> None:
+    """What a shell starts in the background inherits an ignored Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc to look at the process through")
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 1.0, 1.7])
 def test_ctrl_c(delay: float, middling: Path, tmp_path: Path) -> None:
     before = touched_last(middling)
     line = [sys.executable, "-m", "graphprune", "prune", middling, "-o", tmp_path / "out.onnx", *HALF]
     line += ["--plan-out", tmp_path / "plan.json", "--report", tmp_path / "report.html"]
-    with subprocess.Popen([str(x) for x in line], stdout=-1, stderr=-1, text=True, start_new_session=True) as started:
+    how: dict[str, Any] = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
+    with subprocess.Popen([str(x) for x in line], preexec_fn=_heard, **how) as started:
         ready(started)
         time.sleep(delay)
         assert started.poll() is None, "this machine is too fast for the test: it needs a larger model"
