@@ -865,8 +865,8 @@ def test_ctrl_c(delay: float, middling: Path, tmp_path: Path) -> None:
     before = touched_last(middling)
     line = [sys.executable, "-m", "graphprune", "prune", middling, "-o", tmp_path / "out.onnx", *HALF]
     line += ["--plan-out", tmp_path / "plan.json", "--report", tmp_path / "report.html"]
-    how: dict[str, Any] = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
-    with subprocess.Popen([str(x) for x in line], preexec_fn=_heard, **how) as started:
+    how: dict[str, Any] = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True, "preexec_fn": _heard}
+    with subprocess.Popen([str(x) for x in line], **how) as started:
         ready(started)
         time.sleep(delay)
         assert started.poll() is None, "this machine is too fast for the test: it needs a larger model"
@@ -892,10 +892,14 @@ def test_ctrl_c_that_python_drops(given: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(graphprune.Loaded, "apply", interrupted)
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: None)
-    with untouched(given.parent):
-        prune(given, *HALF).refused(STOPPED, "stopped; no partial file is left")
-    monkeypatch.setattr(graphprune.Loaded, "apply", apply)
-    prune(given, *HALF).done()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with untouched(given.parent):
+            prune(given, *HALF).refused(STOPPED, "stopped; no partial file is left")
+        monkeypatch.setattr(graphprune.Loaded, "apply", apply)
+        prune(given, *HALF).done()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
