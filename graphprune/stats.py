@@ -19,7 +19,7 @@ from graphprune.graph import Array
 Floats = npt.NDArray[np.float64]
 Batches = Iterable[Mapping[str, Array]]
 BUDGET = 1 << 29
-"""Entries' worth of bytes of moments that are held for one pass; more sites take more passes over the data."""
+"""Bytes of moments that are held in one pass; where all sites take more, the data are gone through again."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Run a command as a process of its own: how it ended, how long it took, and the most memory it held."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 POLL = 0.02  # seconds between two looks at the child
 
@@ -61,3 +62,9 @@ def _error(code: int, complaint: str) -> str:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {code}"
+
+
+def record(module: str, name: str, limit: float) -> dict[str, Any]:
+    """The JSON that ``python -m module --child name`` prints last, or its name with the error that ended it."""
+    done = run([sys.executable, "-m", module, "--child", name], limit)
+    return {"name": name, "error": done.error} if done.error else json.loads(done.text.splitlines()[-1])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import onnx
 
-from tools.child import run
+from tools.child import record
 from tools.torch_zoo import SEEN
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo-onnx.md"
@@ -205,10 +204,7 @@ def cause(error: BaseException) -> str:
 
 def attempt(name: str, limit: float) -> Row:
     """The row of one architecture, measured in a process of its own."""
-    done = run([sys.executable, "-m", "tools.onnx_zoo", "--child", name], limit)
-    if done.error:
-        return Row(name, error=done.error)
-    return Row(**json.loads(done.text.splitlines()[-1]))
+    return Row(**record("tools.onnx_zoo", name, limit))
 
 
 HEADER = (

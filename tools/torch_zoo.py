@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.child import run
+from tools.child import record
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo-torch.md"
 LIMIT = 1e-9
@@ -214,10 +213,7 @@ def reasons(analysis: Any, most: int = 3) -> list[str]:
 
 def attempt(name: str, limit: float) -> Row:
     """The row of one architecture, measured in a process of its own."""
-    done = run([sys.executable, "-m", "tools.torch_zoo", "--child", name], limit)
-    if done.error:
-        return Row(name, error=done.error)
-    return Row(**json.loads(done.text.splitlines()[-1]))
+    return Row(**record("tools.torch_zoo", name, limit))
 
 
 HEADER = (

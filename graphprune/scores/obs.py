@@ -62,15 +62,14 @@ def _felt(task: Task, atom: Atom, scores: Floats, whole: list[tuple[Floats, list
 
 
 class _Side:
-    """One consumer of an atom, while positions are removed from it: D (weights, whitened) and H⁻¹."""
+    """One consumer of an atom, while positions are removed from it: WᵀW and H⁻¹ of those that are left."""
 
     def __init__(self, task: Task, consumer: Consumer, atom: Atom, moments: Mapping[Site, Moments]) -> None:
         second = merged([moments[site] for site in consumer.sites]).raw
         data = np.moveaxis(task.analysis.graph.weights[consumer.weight].load(), consumer.axis, -1)
         weight = data.astype(np.float64).reshape(-1, data.shape[-1])
         size = float(np.einsum("ij,ij->", weight @ second, weight))
-        gram = weight.T @ weight / size if size > 0 else np.zeros_like(second)
-        self.gram: Floats = gram
+        self.gram: Floats = weight.T @ weight / size if size > 0 else np.zeros_like(second)
         self.second: Floats = second
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)

@@ -88,7 +88,7 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
         )
     if SCORES[name].needs == "data" and task.moments is None:
         raise UsageError(
-            f"the score {name!r} needs data", hint="give calib=..., batches of inputs like those the model is made for"
+            f"the score {name!r} needs data", hint="prune from Python, and give calib=..., batches of inputs by name"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
         found = SCORES[name].function(task)
