@@ -1,9 +1,8 @@
 """From scores, costs and a request to the positions that stay.
 
 ``keep`` cuts every Dim alike; ``params`` and ``macs`` rank all positions of all Dims together and cut from the bottom
-until the exact cost is met. Scores that are errors are ranked by what they cost for what they free, others relative to
-the mean of their Dim. Counts are rounded to a multiple, because
-kernels like 40 channels better than 37, and never fall below a floor.
+until the exact cost is met: as they are, for what they free, or relative to the mean of their Dim, as the score says.
+Counts are rounded to a multiple, because kernels like 40 channels better than 37, and never fall below a floor.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from graphprune.analysis import DEFAULT_KINDS, OPTIONAL_KINDS, Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
 from graphprune.errors import BudgetError, UsageError
-from graphprune.scores import Scores
+from graphprune.scores import Across, Scores
 
 LARGE = 4
 """A Dim is rounded to the multiple where it has at least this many of them."""
@@ -102,9 +101,9 @@ def _names(atom: Atom) -> set[str]:
 
 
 def allocate(
-    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, *, errors: bool = False
+    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, across: Across = "mean"
 ) -> dict[Dim, Positions]:
-    """The kept positions of each atom in ``wanted`` that loses any, ascending; ``errors``: what the scores are.
+    """The kept positions of each atom in ``wanted`` that loses any, ascending; ``across``: how Dims compare.
 
     Raises BudgetError with the least reachable share where the target cannot be met.
     """
@@ -112,7 +111,7 @@ def allocate(
     if name == "keep":
         counts = {atom.dim: count_for(atom, value * atom.size, request, nearest=True) for atom in wanted}
     else:
-        counts = _global(analysis, wanted, scores, request, errors=errors)
+        counts = _global(analysis, wanted, scores, request, across)
     return {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
 
 
@@ -139,20 +138,18 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     return min(atom.size, count)
 
 
-def _global(
-    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, *, errors: bool
-) -> dict[Dim, int]:
+def _global(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, across: Across) -> dict[Dim, int]:
     """One threshold over all positions: the lowest that meets the target; then what still fits is put back."""
     name, value = request.target
     model = CostModel(analysis, [atom.dim for atom in wanted])
     cost: Callable[[dict[Dim, int]], int] = model.params if name == "params" else model.macs
     dense = cost({})
     target = value * dense if value <= 1 else value
-    if errors:
-        freed = {atom.dim: max(1, dense - cost({atom.dim: atom.size - 1})) for atom in wanted}
-        relative = {atom.dim: scores[atom.dim] / freed[atom.dim] for atom in wanted}
-    else:
-        relative = {atom.dim: _relative(scores[atom.dim]) for atom in wanted}
+    relative = {atom.dim: scores[atom.dim] for atom in wanted}
+    if across == "error":
+        relative = {a.dim: relative[a.dim] / max(1, dense - cost({a.dim: a.size - 1})) for a in wanted}
+    elif across == "mean":
+        relative = {dim: _relative(values) for dim, values in relative.items()}
 
     def counts(threshold: float) -> dict[Dim, int]:
         return {a.dim: count_for(a, float(np.sum(relative[a.dim] >= threshold)), request) for a in wanted}
@@ -163,7 +160,7 @@ def _global(
             f"{name} cannot be brought to {_share(target, dense)}: the least reachable is {_share(cost(least), dense)}",
             hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",
         )
-    levels = np.unique(np.concatenate([[0.0], *relative.values(), [np.inf]]))
+    levels = np.unique(np.concatenate([*relative.values(), [np.inf]]))
     low, high = 0, len(levels) - 1
     while low < high:
         middle = (low + high) // 2

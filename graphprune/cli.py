@@ -12,11 +12,24 @@ from typing import Annotated, Any
 import typer
 
 from graphprune import catalogue, formats, terminal
-from graphprune.budget import Request
+from graphprune.data import Calibration
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
-from graphprune.pipeline import VERIFY, Loaded, load
-from graphprune.pipeline import verify as verify_model
+from graphprune.options import (
+    AsJson,
+    Force,
+    ModelPath,
+    Output,
+    Repair,
+    ReportPath,
+    ScoreName,
+    Seed,
+    Source,
+    Target,
+    VerifyMode,
+    grouped,
+)
+from graphprune.pipeline import VERIFY, Loaded, calibration, load, needs_data
 from graphprune.plan import Plan
 from graphprune.report import check_suffix
 from graphprune.verify import Check
@@ -30,24 +43,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
-Keep = Annotated[float | None, typer.Option(help="Share of every Dim that stays, such as 0.5.")]
-Params = Annotated[float | None, typer.Option(help="Parameters that stay: a share up to 1, or a count.")]
-Macs = Annotated[float | None, typer.Option(help="Multiply-accumulates that stay: a share up to 1, or a count.")]
-ScoreName = Annotated[str, typer.Option("--score", help="How positions are ranked; see graphprune scores.")]
-Multiple = Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")]
-Floor = Annotated[float, typer.Option(help="Least share of a Dim that stays.")]
-Include = Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")]
-Allow = Annotated[list[str] | None, typer.Option(help="Also cut: hidden (residual stream), head-size, or all.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of random scores, inputs and permutations.")]
-Calib = Annotated[Path | None, typer.Option(help="Inputs for proof and drift: an .npz with one array an input.")]
-VerifyMode = Annotated[str, typer.Option("--verify", help="full, structure (nothing is run) or none.")]
-Force = Annotated[bool, typer.Option("--force", help="Write even if nothing was cut, or over the input.")]
-ReportPath = Annotated[Path | None, typer.Option("--report", help="Also write the report: .json, .html, .md or .txt.")]
 _FORCE = "choose another name (--force replaces the model itself)"
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -71,28 +67,24 @@ def inspect(
 
 
 @app.command()
+@grouped
 def plan(
     model: ModelPath,
+    target: Target,
+    source: Source,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to write the plan (default: print it).")
     ] = None,
-    keep: Keep = None,
-    params: Params = None,
-    macs: Macs = None,
     score: ScoreName = "l2",
-    multiple: Multiple = 8,
-    floor: Floor = 0.1,
-    include: Include = None,
-    exclude: Exclude = None,
-    allow: Allow = None,
     seed: Seed = 0,
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
-    request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    loaded = _load(model)
-    terminal.guard(_sources(loaded, model), [output])
+    loaded, calib = _load(model), calibration(source.calibration, score)
+    terminal.guard(_sources(loaded, model, calib), [output])
     with terminal.progress_bars() as progress:
-        made = loaded.plan(request, score, seed=seed, progress=progress)
+        needed = needs_data(score)
+        loaded, seen = loaded.learned(calib, target.request, moments=needed, seed=seed, progress=progress)
+        made = loaded.plan(target.request, score, seed=seed, progress=progress, **seen)
     if output:
         terminal.write(output, made.to_json())
     else:
@@ -100,12 +92,14 @@ def plan(
 
 
 @app.command()
+@grouped
 def apply(
     model: ModelPath,
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", readable=False, help="A plan made by graphprune plan.")],
     output: Output,
+    source: Source,
+    repair: Repair,
     verify: VerifyMode = "full",
-    calib: Calib = None,
     report: ReportPath = None,
     as_json: AsJson = False,
     seed: Seed = 0,
@@ -113,25 +107,25 @@ def apply(
 ) -> None:
     """Cut a model as a plan says, prove it, and write it."""
     _check_modes(verify, report)
-    chosen, loaded = Plan.load(plan_file), _load(model, calib)
+    chosen, loaded = Plan.load(plan_file), _load(model)
+    calib = calibration(source.calibration, compensate=repair.compensate)
     terminal.guard([plan_file, *_sources(loaded, model, calib, force=force)], [output, report], hint=_FORCE)
+    with terminal.progress_bars() as progress:
+        needed = repair.compensate is not False
+        loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed, progress=progress)
+        loaded = _repaired(loaded, chosen, seen, repair)
     _finish(loaded, chosen, model, output, None, verify, report, as_json, seed, force)
 
 
 @app.command()
+@grouped
 def prune(
     model: ModelPath,
     output: Output,
-    keep: Keep = None,
-    params: Params = None,
-    macs: Macs = None,
+    target: Target,
+    source: Source,
+    repair: Repair,
     score: ScoreName = "l2",
-    multiple: Multiple = 8,
-    floor: Floor = 0.1,
-    include: Include = None,
-    exclude: Exclude = None,
-    allow: Allow = None,
-    calib: Calib = None,
     plan_out: Annotated[Path | None, typer.Option("--plan-out", help="Also write the plan.")] = None,
     report: ReportPath = None,
     as_json: AsJson = False,
@@ -141,32 +135,38 @@ def prune(
 ) -> None:
     """Shrink a model: plan, cut, prove, report."""
     _check_modes(verify, report)
-    request = _request(keep, params, macs, multiple, floor, include, exclude, allow)
-    loaded = _load(model, calib)
+    request, loaded = target.request, _load(model)
+    calib = calibration(source.calibration, score, repair.compensate)
     terminal.guard(_sources(loaded, model, calib, force=force), [output, plan_out, report], hint=_FORCE)
     with terminal.progress_bars() as progress:
-        made = loaded.plan(request, score, seed=seed, progress=progress)
+        needed = repair.compensate is not False or needs_data(score)
+        loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
+        made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
+        loaded = _repaired(loaded, made, seen, repair)
     _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)
 
 
 @app.command()
+@grouped
 def verify(
     model: ModelPath,
+    source: Source,
+    repair: Repair,
     pruned: Annotated[Path | None, typer.Argument(help="A model that was cut from MODEL by --plan.")] = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="The plan that PRUNED was cut by.")] = None,
-    calib: Calib = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Prove that the Dims of a model are coupled as analysed, or that a cut model is what its plan asked for."""
+    loaded, calib = _load(model), calibration(source.calibration, compensate=repair.compensate)
     if pruned is None:
-        _import_format(model)
-        checks = verify_model(model, inputs=_inputs(calib), seed=seed)
+        checks = loaded.proved(calib, seed=seed)
     else:
         if plan_file is None:
             raise UsageError("a pruned model needs the plan it was cut by", hint="give --plan plan.json")
-        loaded = _load(model, calib)
-        result = loaded.apply(Plan.load(plan_file), seed=seed, latency=False)
+        chosen = Plan.load(plan_file)
+        loaded, seen = loaded.learned(calib, chosen, moments=repair.compensate is not False, seed=seed)
+        result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, latency=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
         checks = [*result.report.checks, Check("same file", same, detail)]
@@ -219,28 +219,23 @@ def _finish(
         terminal.print_line(f"wrote {output}" if wanted else nothing)
 
 
-def _load(model: Path, calib: Path | None = None) -> Loaded:
+def _repaired(loaded: Loaded, plan: Plan, seen: dict[str, Any], repair: Repair) -> Loaded:
+    """The model with the weights that stay changed by what was ``seen``, if anything was and that is wanted."""
+    if not seen or repair.compensate is False:
+        return loaded
+    damping = loaded.damping(plan, seen["batches"]) if repair.damping is None else repair.damping
+    return loaded.compensated(plan, seen["moments"], damping)
+
+
+def _load(model: Path) -> Loaded:
     _import_format(model)
-    return load(model, inputs=_inputs(calib))
+    return load(model)
 
 
 def _import_format(model: Path) -> None:
     """Extension modules crash where Ctrl-C falls into their import."""
     with terminal.uninterrupted():
         formats.of(model)
-
-
-def _request(
-    keep: float | None,
-    params: float | None,
-    macs: float | None,
-    multiple: int,
-    floor: float,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    allow: list[str] | None,
-) -> Request:
-    return Request(keep, params, macs, multiple, floor, tuple(include or ()), tuple(exclude or ()), tuple(allow or ()))
 
 
 def _check_modes(verify: str, report: Path | None) -> None:
@@ -250,30 +245,9 @@ def _check_modes(verify: str, report: Path | None) -> None:
         check_suffix(report.suffix)
 
 
-def _sources(loaded: Loaded, model: Path, calib: Path | None = None, *, force: bool = False) -> list[Path]:
+def _sources(loaded: Loaded, model: Path, calib: Calibration | None = None, *, force: bool = False) -> list[Path]:
     """Files that the run reads: no output may be one of them (with ``force``, the model alone may be replaced)."""
-    return [*([] if force else [model]), *loaded.model.data_files(), *([calib] if calib else [])]
-
-
-def _inputs(calib: Path | None) -> dict[str, Any] | None:
-    if calib is None:
-        return None
-    from zipfile import BadZipFile
-
-    import numpy as np
-
-    try:
-        with calib.open("rb") as file:
-            arrays = np.load(file)
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array without a name")
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        why = getattr(error, "strerror", None) or (str(error) or "it is empty").partition(". ")[0]
-        raise UsageError(
-            f"cannot read inputs from {calib}: {why}",
-            hint="give an .npz file with one array an input: numpy.savez(path, name=array)",
-        ) from error
+    return [*([] if force else [model]), *loaded.model.data_files(), *(calib.files() if calib else [])]
 
 
 def _write_network(loaded: Loaded, graphml: Path | None, dot: Path | None) -> None:

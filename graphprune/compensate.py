@@ -7,12 +7,14 @@ structured form in ZipLM, arXiv 2302.04089, and OSSCAR, arXiv 2403.12983):
     W_K' = (W H[:, K] + δ W_K) (H[K, K] + δ I)⁻¹        H = E[x xᵀ], δ = damping times the mean of diag H[K, K]
 
 The second δ pulls towards the weights as they were, so that directions the data never show stay as they are. Where the
-consumer has a bias, H is the covariance, and the bias takes up the change of the mean.
+consumer has a bias, H is the covariance, and the bias takes up the change of the mean (a batch norm that follows has
+one: its running mean). The bias alone is FLAP's compensation (arXiv 2312.11983): W_K stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,18 +26,62 @@ from graphprune.graph import Array, Graph, Node
 from graphprune.stats import Moments, merged
 
 Floats = npt.NDArray[np.float64]
+How = Literal["least-squares", "bias"]
 DAMPING = 0.1
 
 
+class Bias(NamedTuple):
+    """The vector ``name`` that is added to what a consumer computes, or with ``sign`` -1 taken from it."""
+
+    name: str
+    sign: int = 1
+
+
+class Changed(NamedTuple):
+    """New ``values`` of weights and biases by name, and new biases to ``add`` to activations, by theirs."""
+
+    values: dict[str, Array]
+    add: dict[str, Array]
+
+
 def compensate(
-    analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Moments], damping: float = DAMPING
-) -> dict[str, Array]:
-    """New values of the weights and biases of consumers that lose positions, by name, at full size."""
-    values: dict[str, Array] = {}
+    analysis: Analysis,
+    chosen: Chosen,
+    moments: Mapping[Site, Moments],
+    damping: float = DAMPING,
+    how: How = "least-squares",
+) -> Changed:
+    """What becomes of the weights and biases of consumers that lose positions, at full size."""
+    changed = Changed({}, {})
     for consumer in consumers(analysis):
         if touched(consumer.dim, chosen) and all(site in moments for site in consumer.sites):
-            values |= _solved(analysis, consumer, take(consumer.dim, chosen), moments, damping)
-    return values
+            whole = merged([moments[site] for site in consumer.sites])
+            if whole.count:
+                _change(changed, analysis, consumer, take(consumer.dim, chosen), whole, damping, how)
+    return changed
+
+
+def held_out(
+    analysis: Analysis, chosen: Chosen, fitted: Mapping[Site, Moments], other: Mapping[Site, Moments], damping: float
+) -> float:
+    """The error of least squares with ``damping`` on data it was not fitted to, relative, a mean over consumers."""
+    errors = []
+    for consumer in consumers(analysis):
+        if touched(consumer.dim, chosen) and all(site in fitted and site in other for site in consumer.sites):
+            seen, unseen = (merged([moments[site] for site in consumer.sites]) for moments in (fitted, other))
+            kept = take(consumer.dim, chosen)
+            biased = bias_of(analysis, consumer) is not None
+            weight = consumer.matrix(analysis.graph.weights[consumer.weight].load())
+            lost = weight.copy()
+            lost[:, kept] -= solve(weight, seen.covariance if biased else seen.raw, kept, damping)
+            second = unseen.covariance if biased else unseen.raw
+            whole = _size(weight, second)
+            errors += [_size(lost, second) / whole] if whole > 0 else []
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def _size(weight: Floats, second: Floats) -> float:
+    return float(np.einsum("ij,ij->", weight @ second, weight))
 
 
 def solve(weight: Floats, second: Floats, kept: npt.NDArray[np.int64], damping: float) -> Floats:
@@ -62,47 +108,70 @@ def _divide(target: Floats, inner: Floats) -> Floats:
     return np.asarray(target @ np.linalg.pinv(inner, hermitian=True), np.float64)
 
 
-def _solved(
-    analysis: Analysis, consumer: Consumer, kept: npt.NDArray[np.int64], moments: Mapping[Site, Moments], damping: float
-) -> dict[str, Array]:
+def _change(
+    changed: Changed,
+    analysis: Analysis,
+    consumer: Consumer,
+    kept: npt.NDArray[np.int64],
+    whole: Moments,
+    damping: float,
+    how: How,
+) -> None:
     graph = analysis.graph
-    whole = merged([moments[site] for site in consumer.sites])
-    if not whole.count:
-        return {}
     bias = bias_of(analysis, consumer)
     stored = graph.weights[consumer.weight].load()
-    last = np.moveaxis(stored, consumer.axis, -1)
-    weight = last.astype(np.float64).reshape(-1, last.shape[-1])
-    new = weight.copy()
-    new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
-    values = {consumer.weight: np.moveaxis(new.reshape(last.shape), -1, consumer.axis).astype(stored.dtype)}
+    weight = consumer.matrix(stored)
+    new = np.zeros_like(weight)
+    new[:, kept] = weight[:, kept]
+    if how == "least-squares":
+        new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
+        rest = weight.copy()
+        rest[:, kept] = new[:, kept]
+        changed.values[consumer.weight] = consumer.stored(rest, stored)
+    lost = ((weight - new) @ whole.mean).reshape(_outputs(consumer, stored), -1).sum(1)
     if bias:
-        lost = (weight @ whole.mean - new[:, kept] @ whole.mean[kept]).reshape(last.shape[:-1])
-        old = graph.weights[bias].load()
-        values[bias] = (old + lost.reshape(len(lost), -1).sum(1).reshape(old.shape)).astype(old.dtype)
-    return values
+        old = graph.weights[bias.name].load()
+        changed.values[bias.name] = (old + bias.sign * lost.reshape(old.shape)).astype(old.dtype)
+    elif how == "bias" and len(consumer.nodes) == 1:
+        node = consumer.nodes[0]
+        behind = len(graph.shape(node.outputs[0]) or ()) - 2 if node.op.startswith("conv") else 0
+        changed.add[node.outputs[0]] = lost.astype(stored.dtype).reshape(-1, *[1] * behind)
 
 
-def bias_of(analysis: Analysis, consumer: Consumer) -> str:
-    """The vector that is added to what the consumer computes, and to nothing else; "" where there is none."""
+def _outputs(consumer: Consumer, stored: Array) -> int:
+    """How many outputs a consumer has: the first axis that is not summed over."""
+    return int(next(size for axis, size in enumerate(stored.shape) if axis not in consumer.axes))
+
+
+def bias_of(analysis: Analysis, consumer: Consumer) -> Bias | None:
+    """The vector that is added to what the consumer computes, and to nothing else."""
     graph = analysis.graph
     if len(consumer.nodes) > 1:
-        return ""
+        return None
     node = consumer.nodes[0]
-    if len(node.inputs) > 2:
+    if len(node.inputs) > 2 and node.inputs[2]:
         scaled = node.attrs.get("alpha", 1) != 1 or node.attrs.get("beta", 1) != 1
-        found = "" if scaled else node.inputs[2]
+        found = None if scaled else Bias(node.inputs[2])
     else:
-        found = _added(graph, node)
-    stored, shape = graph.weights.get(found), graph.weights[consumer.weight].shape
-    alone = len(graph.consumers.get(found, ())) == 1 and found not in graph.outputs
-    width = next((size for axis, size in enumerate(shape) if axis != consumer.axis), 0)
-    return found if stored is not None and alone and stored.size == width == max(stored.shape, default=0) else ""
+        found = _behind(graph, node)
+    stored = graph.weights.get(found.name) if found else None
+    if found is None or stored is None or found.name in graph.outputs or len(graph.consumers[found.name]) > 1:
+        return None
+    shape = graph.weights[consumer.weight].shape
+    width = next((size for axis, size in enumerate(shape) if axis not in consumer.axes), 0)
+    return found if stored.size == width == max(stored.shape, default=0) else None
 
 
-def _added(graph: Graph, node: Node) -> str:
-    """The constant in an addition that is the only reader of what ``node`` computes."""
-    readers = graph.consumers.get(node.outputs[0], ())
-    if len(readers) != 1 or readers[0][0].op != "add" or node.outputs[0] in graph.outputs:
-        return ""
-    return readers[0][0].inputs[1 - readers[0][1]]
+def _behind(graph: Graph, node: Node) -> Bias | None:
+    """What is added along the channels, or the mean of a batch norm, where that alone reads what ``node`` computes."""
+    made = node.outputs[0]
+    readers, rank = graph.consumers.get(made, ()), len(graph.shape(made) or ())
+    if len(readers) != 1 or made in graph.outputs:
+        return None
+    reader, place = readers[0]
+    if reader.op == "batch_norm" and place == 0 and len(reader.inputs) > 3:
+        return Bias(reader.inputs[3], -1)
+    added = graph.weights.get(reader.inputs[1 - place]) if reader.op == "add" else None
+    behind = rank - 2 if node.op.startswith("conv") else 0
+    along = added is not None and (1,) * rank + added.shape
+    return Bias(reader.inputs[1 - place]) if along and added and along[-1 - behind] == added.size else None

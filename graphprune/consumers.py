@@ -6,34 +6,72 @@ consumer multiplies an activation with a weight: scores and compensation both wo
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Dim, atoms, resolve
-from graphprune.graph import Graph, Node
+from graphprune.dims import Dim, atoms, product, resolve
+from graphprune.graph import Array, Graph, Node
 from graphprune.rules.registry import Mask
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+WIDEST = 2304
+"""Features up to which a convolution's channels are told apart by where in its window they are."""
+_GEOMETRY = ("strides", "pads", "dilations", "auto_pad")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution gathers at each place: the sizes of its ``kernel``, and the attributes that say where."""
+
+    kernel: tuple[int, ...]
+    attributes: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Site:
-    """Axis ``axis`` of the activation ``value``: what a consumer sums over."""
+    """Axis ``axis`` of the activation ``value``: what a consumer sums over, at each element of a ``window`` if any."""
 
     value: str
     axis: int
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """Axis ``axis`` of ``weight`` is summed over with each of ``sites`` (several where modules share the weight)."""
+    """``axes`` of ``weight`` are summed over with each of ``sites`` (several where modules share the weight).
+
+    ``channels`` is the Dim of the first of these axes, ``dim`` all that is summed over: the channels, times the
+    elements of the window if there is one.
+    """
 
     weight: str
-    axis: int
+    axes: tuple[int, ...]
     sites: tuple[Site, ...]
     nodes: tuple[Node, ...]
+    channels: Dim
     dim: Dim
+
+    def matrix(self, stored: Array) -> npt.NDArray[np.float64]:
+        """A weight as a matrix from features to outputs, [m, n]."""
+        last = np.moveaxis(stored, self.axes, range(-len(self.axes), 0))
+        return last.astype(np.float64).reshape(-1, math.prod(stored.shape[axis] for axis in self.axes))
+
+    def stored(self, matrix: Array, like: Array) -> Array:
+        """A matrix as a weight of the shape and type of ``like``."""
+        shape = np.moveaxis(like, self.axes, range(-len(self.axes), 0)).shape
+        return np.moveaxis(matrix.reshape(shape), range(-len(self.axes), 0), self.axes).astype(like.dtype)
+
+
+def features(graph: Graph, site: Site) -> int:
+    """How many numbers are summed over at ``site``."""
+    channels = graph.extent((graph.shape(site.value) or ())[site.axis])
+    return channels * (math.prod(site.window.kernel) if site.window else 1)
 
 
 def consumers(analysis: Analysis) -> list[Consumer]:
@@ -52,9 +90,12 @@ def consumers(analysis: Analysis) -> list[Consumer]:
     made = []
     for (weight, axis), sites in found.items():
         readers = {node for node, _ in graph.consumers.get(weight, ())}
-        dim = analysis.facts.layouts[weight][axis] if weight in analysis.facts.layouts else None
-        if dim is not None and readers == set(sites) and weight not in graph.outputs:
-            made.append(Consumer(weight, axis, tuple(dict.fromkeys(sites.values())), tuple(sites), resolve(dim)))
+        if weight in analysis.facts.layouts and readers == set(sites) and weight not in graph.outputs:
+            seen, shape = tuple(dict.fromkeys(sites.values())), graph.weights[weight].shape
+            channels = resolve(analysis.facts.layouts[weight][axis])
+            axes = (axis, *range(2, len(shape))) if seen[0].window else (axis,)
+            whole = product(channels, *(Dim(shape[i]) for i in axes[1:]))
+            made.append(Consumer(weight, axes, seen, tuple(sites), channels, resolve(whole)))
     return made
 
 
@@ -81,4 +122,13 @@ def _ends(graph: Graph, mask: Mask) -> tuple[str, int, Site] | None:
         return None
     if shape[axis] != stored.shape[weight_axis] or stored.shape[weight_axis] < 2:
         return None
-    return weight, weight_axis % len(stored.shape), Site(value, axis % len(shape))
+    return weight, weight_axis % len(stored.shape), Site(value, axis % len(shape), _window(mask.node, stored.shape))
+
+
+def _window(node: Node, shape: tuple[int, ...]) -> Window | None:
+    """The window of a convolution that sees more than each element once, and not too many at a time."""
+    given = {name: node.attrs[name] for name in _GEOMETRY if name in node.attrs}
+    plain = math.prod(shape[2:]) == 1 and set(given.get("strides", [1])) == {1} and not any(given.get("pads", [0]))
+    if node.op != "conv" or plain or math.prod(shape[1:]) > WIDEST:
+        return None
+    return Window(shape[2:], tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in given.items()))

@@ -110,6 +110,23 @@ class Graph:
         value = self.values.get(name)
         return value.shape if value else None
 
+    def picked(self, name: str) -> int:
+        """Rows of the smallest table that the integers ``name`` pick from, directly or through shape ops; else 0."""
+        rows, todo, seen = 0, [name], set()
+        while todo:
+            value = todo.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            for node, i in self.consumers.get(value, ()):
+                if node.op == "gather" and i == 1:
+                    size = (self.shape(node.inputs[0]) or (0,))[node.attrs.get("axis", 0)]
+                    if isinstance(size, int) and size:
+                        rows = min(rows, size) if rows else size
+                elif node.op in ("cast", "identity", "reshape", "unsqueeze", "squeeze", "slice") and i == 0:
+                    todo += node.outputs
+        return rows
+
     def extent(self, size: int | str) -> int:
         """A concrete size: the size itself, or the example size of a symbol."""
         return size if isinstance(size, int) else self.example.get(size, 1)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates
-from graphprune.compensate import DAMPING, compensate
-from graphprune.consumers import Site, consumers
-from graphprune.cost import latency as measured
-from graphprune.dims import Chosen, atoms
+from graphprune.compensate import DAMPING, How, compensate, held_out
+from graphprune.consumers import Site, consumers, features
+from graphprune.cost import latency as timed
+from graphprune.data import Calibration, bring
+from graphprune.data.moments import measured, thin
+from graphprune.dims import Chosen, Dim, atoms, touched
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.report import Report, make_report
-from graphprune.scores import SCORES, Task, score_atoms
+from graphprune.scores import SCORES, Scores, Task, score_atoms
 from graphprune.stats import Batches, Moments, collect
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+LOOKED_AT = 8
+"""Activations that the choice of the damping is made on."""
 Progress = Callable[[str, float], None]
 
 
@@ -31,13 +38,14 @@ Progress = Callable[[str, float], None]
 class Loaded:
     """A model that was read and analysed, ready to be planned for, cut and looked at.
 
-    ``origin`` is the model as it was read, where weights were changed since.
+    ``origin`` is the model as it was read, where weights were changed since; ``notes`` go into reports.
     """
 
     format: formats.Format
     model: Any
     analysis: Analysis
     origin: Any = None
+    notes: tuple[str, ...] = ()
 
     def dims(self) -> list[dict[str, Any]]:
         """One record a Dim: name, kind, size, prunable, exact, reason, worth in parameters and MACs, weights."""
@@ -47,25 +55,101 @@ class Loaded:
         """How the weights of the Dim ``name`` came to be coupled, or what froze it."""
         return explain(self.analysis, name)
 
-    def measure(self, batches: Batches, request: Request | None = None) -> dict[Site, Moments]:
+    def at(self, inputs: Mapping[str, Any]) -> Loaded:
+        """This model, run on ``inputs`` wherever it is proved and timed; they set the sizes that MACs count at."""
+        self.format.give(self.model, inputs)
+        return replace(self, analysis=analyse(self.model.graph))
+
+    def learned(
+        self,
+        calib: Calibration | None,
+        wanted: Request | Plan,
+        *,
+        moments: bool = True,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[Loaded, dict[str, Any]]:
+        """This model, proved on ``calib`` if that is the user's data, and what `plan` takes of it; {} without."""
+        if calib is None:
+            return self, {}
+        data = bring(calib, self.format, self.model, seed=seed, progress=progress)
+        loaded = self.at(data.shown) if data.shown and self.model.given is None else self
+        seen = {"sample": data.batches[0] if data.batches else None, "batches": data.batches}
+        if not moments:
+            return loaded, seen
+        watch = _stage(progress, "statistics")
+        found = loaded.measure(data.batches or None, wanted, progress=watch, cached=calib.cache)
+        notes = (*self.notes, data.words, *data.notes, *thin(found))
+        return replace(loaded, notes=notes), {**seen, "moments": found}
+
+    def measure(
+        self,
+        batches: Batches | None,
+        wanted: Request | Plan | None = None,
+        *,
+        progress: Callable[[float], None] | None = None,
+        cached: bool = False,
+    ) -> dict[Site, Moments]:
         """Moments of the activations that weights multiply, over ``batches`` of inputs by name.
 
-        With ``request`` only where Dims are that it lets be cut.
+        With ``wanted`` only where Dims are that a request lets be cut, or that a plan cuts. None for ``batches`` is no
+        forward pass at all.
         """
-        wanted = {atom.dim for atom in candidates(self.analysis, request)} if request else None
-        found = [c for c in consumers(self.analysis) if wanted is None or not wanted.isdisjoint(atoms(c.dim))]
+        if batches is None:
+            raise UsageError(
+                "statistics without a forward pass cannot be had yet", hint="give --calib FILE, self or noise"
+            )
+        dims = self._wanted(wanted)
+        found = [c for c in consumers(self.analysis) if dims is None or not dims.isdisjoint(atoms(c.dim))]
         sites = dict.fromkeys(site for consumer in found for site in consumer.sites)
         graph = self.analysis.graph
-        sizes = {site: graph.extent((graph.shape(site.value) or ())[site.axis]) for site in sites}
-        return collect(sites, sizes, batches, lambda some, data: self.format.moments(self.model, some, data))
+        sizes = {site: features(graph, site) for site in sites}
+        gather = partial(self.format.moments, self.model)
+        return measured(graph, sizes, batches, gather, progress or (lambda done: None), cached)
 
-    def compensated(self, plan: Plan, moments: Mapping[Site, Moments], damping: float = DAMPING) -> Loaded:
-        """This model with the weights that stay changed so that they make up for what ``plan`` removes."""
-        values = compensate(self.analysis, plan.chosen(self.analysis), moments, damping)
-        model = self.format.replaced(self.model, values)
-        return Loaded(self.format, model, analyse(model.graph), self.model)
+    def _wanted(self, wanted: Request | Plan | None) -> set[Dim] | None:
+        if isinstance(wanted, Plan):
+            return set(wanted.chosen(self.analysis))
+        return None if wanted is None else {atom.dim for atom in candidates(self.analysis, wanted)}
 
-    def plan(
+    def compensated(
+        self, plan: Plan, moments: Mapping[Site, Moments], damping: float = DAMPING, how: How = "least-squares"
+    ) -> Loaded:
+        """This model with the weights that stay changed so that they make up for what ``plan`` removes.
+
+        With ``how`` "bias" only biases change, and layers of an ONNX file that have none get one.
+        """
+        changed = compensate(self.analysis, plan.chosen(self.analysis), moments, damping, how)
+        for name, value in {**changed.values, **changed.add}.items():
+            if not np.isfinite(value.astype(np.float64)).all():
+                raise UsageError(
+                    f"what the weight {name!r} becomes to make up for the cut does not fit into {value.dtype}",
+                    hint="give more calibration data, more --damping, or --no-compensate",
+                )
+        model = self.format.replaced(self.model, changed.values, changed.add)
+        return replace(self, model=model, analysis=analyse(model.graph), origin=self.model)
+
+    def damping(self, plan: Plan, batches: Batches) -> float:
+        """The damping that does best on a fifth of ``batches`` when fitted to the others, at some of the consumers."""
+        held = list(batches or ())
+        if len(held) < 2:
+            return DAMPING
+        chosen, split = plan.chosen(self.analysis), max(1, len(held) // 5)
+        sites = [site for c in consumers(self.analysis) if touched(c.dim, chosen) for site in c.sites]
+        some = dict.fromkeys(sites[:: -(-len(sites) // LOOKED_AT)]) if sites else {}
+        graph, gather = self.analysis.graph, partial(self.format.moments, self.model)
+        sizes = {site: features(graph, site) for site in some}
+        fitted, other = (collect(some, sizes, part, gather) for part in (held[split:], held[:split]))
+        return min(DAMPINGS, key=lambda damping: held_out(self.analysis, chosen, fitted, other, damping))
+
+    def proved(self, calib: Calibration | None = None, seed: int = 0) -> list[Check]:
+        """The permutation proof, on the first batch of ``calib`` if there is one, and a run."""
+        data = bring(calib, self.format, self.model, seed=seed).batches if calib else []
+        loaded = self.at(data[0]) if data else self
+        proof = Proof(loaded.format, loaded.model, loaded.analysis, seed=seed)
+        return [proof.permutation(), proof.runs(loaded.model)]
+
+    def scores(
         self,
         request: Request,
         score: str = "l2",
@@ -76,26 +160,45 @@ class Loaded:
         sample: Mapping[str, Any] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+    ) -> Scores:
+        """What each position is worth of every Dim that ``request`` lets be cut, [size]; larger is dearer.
+
+        Scores that need gradients take ``batches``, and a ``loss`` of module and batch, a scalar tensor (without one,
+        the model's own: labels are drawn from its outputs, and a batch is inputs by name). Those that need data take
+        ``moments`` (see `measure`), and ``sample``, inputs to see how far the outputs move.
+        """
+        gradients = self.format.gradients(self.model, loss, batches, seed)
+        signals = None if batches is None else self.format.signals(self.model, loss, batches, seed)
+        seen = None if moments is None else lambda sites: moments
+        drift = None if sample is None else self._drift(sample)
+        watch = _stage(progress, f"scoring by {score}")
+        task = Task(self.analysis, candidates(self.analysis, request), seed, watch, gradients, seen, drift, signals)
+        found = score_atoms(task, score)
+        self.notes = (*self.notes, *task.notes)
+        return found
+
+    def plan(
+        self, request: Request, score: str = "l2", *, scores: Scores | None = None, seed: int = 0, **data: Any
     ) -> Plan:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
-        Scores that need gradients take ``loss`` (of module and batch, a scalar tensor) and ``batches``; those that need
-        data take ``moments`` (see `measure`), and ``sample``, inputs to see how far the outputs move.
+        ``scores`` are those that `scores` found by ``score``, where several plans are made of them; else they are found
+        now, with ``data`` as it takes them.
         """
-        wanted = candidates(self.analysis, request)
-        gradients = self.format.gradients(self.model, loss, batches)
-        seen = None if moments is None else lambda sites: moments
-        drift = None if sample is None else partial(self._drift, self.format.run(self.model)(sample), sample)
-        task = Task(self.analysis, wanted, seed, _stage(progress, f"scoring by {score}"), gradients, seen, drift)
-        scores = score_atoms(task, score)
-        errors = SCORES[score].errors
-        chosen = allocate(self.analysis, wanted, scores, request, errors=errors) if self.analysis.prunable else {}
+        found = self.scores(request, score, seed=seed, **data) if scores is None else scores
+        wanted, across = candidates(self.analysis, request), SCORES[score].across
+        chosen = allocate(self.analysis, wanted, found, request, across) if self.analysis.prunable else {}
         return make_plan(self.analysis, chosen, score, _asked(request, seed))
 
-    def _drift(self, dense: Mapping[str, Any], sample: Mapping[str, Any], kept: Chosen) -> float:
-        """How far the outputs on ``sample`` move from ``dense`` when all positions but those ``kept`` are zeroed."""
-        masked = self.format.run(self.format.mask(self.model, self.analysis, kept))
-        return moved([dense], [masked(sample)])
+    def _drift(self, sample: Mapping[str, Any]) -> Callable[[Chosen], float]:
+        """How far the outputs on ``sample`` move when all positions but those kept are zeroed."""
+        dense = cache(lambda: self.format.run(self.model)(sample))
+
+        def drift(kept: Chosen) -> float:
+            masked = self.format.run(self.format.mask(self.model, self.analysis, kept))
+            return moved([dense()], [masked(sample)])
+
+        return drift
 
     def apply(
         self,
@@ -116,7 +219,8 @@ class Loaded:
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
         report = make_report(self.analysis, plan, chosen)
-        if fingerprint(self.analysis.graph) != plan.model:
+        report.notes += self.notes
+        if self.origin is None and fingerprint(self.analysis.graph) != plan.model:
             report.notes.append(
                 "the plan was made on another export: Dims were found by the names of weights and modules"
             )
@@ -206,8 +310,9 @@ def prune(
     allow: Sequence[str] = (),
     loss: Any = None,
     batches: Any = None,
-    calib: Batches | None = None,
-    compensate: bool = True,
+    calib: Any = None,
+    compensate: bool | None = None,
+    damping: float | None = None,
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -216,8 +321,9 @@ def prune(
 ) -> Result:
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
 
-    ``calib``, batches of inputs by name, serve scores that need data, and the weights that stay are changed to make up
-    for what goes on them (unless ``compensate`` is false).
+    ``calib`` is a `Calibration`, or its source: a path, "self", "noise", "none", or batches of inputs by name. Scores
+    that need data look at it, and the weights that stay are changed to make up for what goes (unless ``compensate`` is
+    false). Where none is given, a score that needs data and ``compensate=True`` take the best source that needs none.
 
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
@@ -226,21 +332,30 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    data = None if calib is None else list(calib)
-    moments = None if data is None else loaded.measure(data, request)
-    sample = data[0] if data else None
-    how = {"loss": loss, "batches": batches, "seed": seed, "progress": progress}
-    plan = loaded.plan(request, score, moments=moments, sample=sample, **how)
-    if moments is not None and compensate:
-        loaded = loaded.compensated(plan, moments)
+    asked, needed = calibration(calib, score, compensate), compensate is not False or needs_data(score)
+    loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
+    how = {**seen, "loss": loss, "batches": seen.get("batches") if batches is None else batches}
+    plan = loaded.plan(request, score, seed=seed, progress=progress, **how)
+    if seen and compensate is not False:
+        found = loaded.damping(plan, seen["batches"]) if damping is None else damping
+        loaded = loaded.compensated(plan, seen["moments"], found)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
+
+
+def calibration(calib: Any, score: str = "", compensate: bool | None = None) -> Calibration | None:
+    """What ``calib`` asks for; the best that needs no data where none is given and something needs it; else None."""
+    asked = calib if isinstance(calib, Calibration) else Calibration(calib)
+    return asked if compensate or needs_data(score) or asked.source is not None else None
+
+
+def needs_data(score: str) -> bool:
+    """Whether ``score`` looks at activations."""
+    return score in SCORES and "data" in SCORES[score].needs
 
 
 def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:
     """The permutation proof on one model: are its Dims coupled as the analysis says?"""
-    loaded = load(source, inputs=inputs)
-    proof = Proof(loaded.format, loaded.model, loaded.analysis, seed=seed)
-    return [proof.permutation(), proof.runs(loaded.model)]
+    return load(source, inputs=inputs).proved(seed=seed)
 
 
 def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: Callable[[float], None]) -> None:
@@ -261,7 +376,7 @@ def _measure(proof: Proof, report: Report, pruned: Any, origin: Any, latency: bo
     after = proof.format.run(pruned)
     report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner)
     if latency:
-        report.latency = measured([proof.runner, after], proof.trials[0][1])
+        report.latency = timed([proof.runner, after], proof.trials[0][1])
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

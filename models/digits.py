@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from models.run import classes
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -41,15 +43,8 @@ def split() -> tuple[Images, Labels, Images, Labels]:
 
 def accuracy(model: str | Path | bytes) -> float:
     """The share of held-out digits that an ONNX file (or its bytes) names rightly."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    content = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     _, _, images, labels = split()
-    logits = session.run(None, {"image": images})[0]
-    return float(np.mean(np.argmax(logits, axis=1) == labels))
+    return float(np.mean(classes(model, images) == labels))
 
 
 def network() -> "nn.Module":
@@ -116,28 +111,8 @@ def train() -> "nn.Module":
     return model.eval()
 
 
-def export(model: "nn.Module", path: Path) -> None:
-    """Write the file. The dynamo exporter folds batch normalisation into convolutions; the older one can leave it."""
-    import onnx
-    import torch
-
-    from models.export import quiet, save
-
-    with quiet():
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, 1, 8, 8),),
-            str(path),
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
-            opset_version=18,
-            dynamo=False,
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )
-    save(onnx.load(path), path)
-
-
 if __name__ == "__main__":
-    export(train(), PATH)
+    from models.export import export_as_is
+
+    export_as_is(train(), (1, 8, 8), PATH)
     print(f"{PATH.name}: {PATH.stat().st_size:,} bytes, held-out accuracy {accuracy(PATH):.4f}")

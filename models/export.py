@@ -36,6 +36,29 @@ def export(module: "nn.Module", inputs: dict[str, tuple["Tensor", Axes]], output
     save(program.model_proto, path)
 
 
+def export_as_is(module: "nn.Module", image: tuple[int, ...], path: Path) -> None:
+    """Write a network from "image" [batch, *image] to "logits" with its batch normalisations as nodes of their own.
+
+    The dynamo exporter folds them into convolutions; the older one can leave them.
+    """
+    import onnx
+    import torch
+
+    with quiet(), torch.no_grad():
+        torch.onnx.export(
+            module.eval(),
+            (torch.zeros(2, *image),),
+            str(path),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+            opset_version=18,
+            dynamo=False,
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
+    save(onnx.load(path), path)
+
+
 def save(model: Any, path: Path) -> None:
     """Save an ONNX model without the stack traces that the exporter leaves in each node: they hold local paths."""
     import onnx

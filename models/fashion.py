@@ -1,15 +1,28 @@
 """Fashion-MNIST (Xiao et al., arXiv 1708.07747), out of a Debian package: photographs of clothes in ten classes.
 
-70,000 labelled images of 28 x 28 pixels, MIT licence. Needs apt-get on the first use; nothing is installed.
+70,000 labelled images of 28 x 28 pixels, MIT licence. Needs apt-get on the first use; nothing is installed. The
+networks are trained on first use too, which takes torch and some minutes.
 """
 
 import gzip
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from models.packages import fetch_debian
+from models.export import export_as_is
+from models.packages import fetch_debian, make
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERSION = 1  # of the trained networks, part of the cached files' names: raise it when they change
+EPOCHS = 3
+BATCH = 128
+RATE = 0.1
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -45,3 +58,52 @@ def _read(name: str) -> npt.NDArray[np.uint8]:
 def _scaled(pixels: npt.NDArray[np.uint8]) -> Images:
     images = (pixels[:, None].astype(np.float32) / 255 - np.float32(_MEAN)) / np.float32(_STD)
     return images.astype(np.float32)
+
+
+def resnet20() -> Path:
+    """ResNet-20 of width 16, trained here: "image" [batch, 1, 28, 28], as in `split`, -> "logits" [batch, 10].
+
+    Its batch normalisations are nodes of their own.
+    """
+    from models import resnet
+
+    return make(f"fashion-resnet20-{VERSION}.onnx", lambda path: _trained(resnet.network, path))
+
+
+def mobilenet() -> Path:
+    """A small MobileNetV2 (depthwise convolutions, inverted residuals), trained here; as `resnet20` in all else."""
+
+    def network() -> "nn.Module":
+        from models.mobilenet import small
+
+        return small()
+
+    return make(f"fashion-mobilenet-{VERSION}.onnx", lambda path: _trained(network, path))
+
+
+def train(model: "nn.Module", epochs: int = EPOCHS, seed: int = 0) -> "nn.Module":
+    """Train in place: one cycle of SGD (Smith & Topin, arXiv 1708.07120), no augmentation; in eval mode at the end."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.set_num_threads(1)
+    images, labels = (torch.from_numpy(part) for part in split()[:2])
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps = epochs * math.ceil(len(images) / BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for chosen in torch.split(torch.randperm(len(images), generator=generator), BATCH):
+            optimiser.zero_grad()
+            torch.autograd.backward(cross_entropy(model(images[chosen]), labels[chosen]))
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+def _trained(network: Callable[[], "nn.Module"], path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    export_as_is(train(network()), (1, 28, 28), path)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.run import session
+
 Image = npt.NDArray[np.uint8]  # [height, width, 3]
 
 HEIGHT = 48  # of what the recogniser sees
@@ -57,19 +59,13 @@ def batch(images: Sequence[Image]) -> npt.NDArray[np.float32]:
 
 def recognise(model: str | Path | bytes, images: Sequence[Image]) -> list[str]:
     """What an ONNX text recogniser (a path or the bytes of a file) reads in each image, without spaces at the ends."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    content = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
+    loaded = session(model)
+    metadata = loaded.get_modelmeta().custom_metadata_map
     if "character" not in metadata:
         raise ValueError("the model has no 'character' metadata: what its classes stand for is unknown")
     alphabet = ["", *metadata["character"].splitlines(), " "]  # class 0 is the blank of CTC, the last one the space
-    name = session.get_inputs()[0].name
-    return [_decode(session.run(None, {name: _prepare(image)})[0][0], alphabet) for image in images]
+    name = loaded.get_inputs()[0].name
+    return [_decode(loaded.run(None, {name: _prepare(image)})[0][0], alphabet) for image in images]
 
 
 def character_error(model: str | Path | bytes, n: int = 200) -> float:

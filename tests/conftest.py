@@ -8,7 +8,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+from collections.abc import Iterator
+from unittest import mock
+
 import pytest
+
+from graphprune.data import cache
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _statistics(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Statistics that another run kept would hide what changed since."""
+    with mock.patch.object(cache, "folder", return_value=tmp_path_factory.getbasetemp() / "statistics"):
+        yield

@@ -24,6 +24,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import graphprune
+from graphprune.compensate import Changed
 from graphprune.errors import BudgetError, PlanError, ReadError, UsageError, VerifyError, WriteError
 from graphprune.formats import onnx as onnx_format
 from graphprune.verify import Check, Proof
@@ -501,7 +502,7 @@ def test_commands_and_options_that_do_not_exist() -> None:
     command("inspect", digits.PATH, "--explain", "CONV1").refused(USAGE, "did you mean block1.conv1, block2.conv1?")
 
 
-# Inputs for proof and drift.
+# Inputs for proof, and calibration data.
 
 CALIB: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({}, "the inputs given are []"),
@@ -514,23 +515,31 @@ CALIB: dict[str, tuple[dict[str, Any], str]] = {
     "complex": ({"image": np.zeros((1, 1, 8, 8), complex)}, "input 'image' holds complex128"),
     "nan": ({"image": np.full((1, 1, 8, 8), np.nan)}, "input 'image' holds NaN"),
 }
+DATA: dict[str, tuple[dict[str, Any], str]] = {
+    **CALIB,
+    "infinity": ({"image": np.full((1, 1, 8, 8), np.inf)}, "input 'image' holds infinity"),
+    "too large": ({"image": np.full((1, 1, 8, 8), 1e300)}, "input 'image' holds infinity as float32"),
+}
 
 
-@pytest.mark.parametrize("kind", CALIB)
+@pytest.mark.parametrize("kind", DATA)
 def test_calibration_inputs(kind: str, given: Path) -> None:
-    arrays, words = CALIB[kind]
+    arrays, words = DATA[kind]
     calib = given.with_name("inputs.npz")
     np.savez(calib, **arrays)
     with untouched(given.parent):
         prune(given, *HALF, "--calib", calib).refused(USAGE, words, "What to do: ")
     with pytest.raises(UsageError):
-        graphprune.prune(given, keep=0.5, inputs=arrays)
+        graphprune.prune(given, keep=0.5, calib=[arrays])
+    if kind in CALIB:
+        with pytest.raises(UsageError):
+            graphprune.prune(given, keep=0.5, inputs=arrays)
 
 
 def test_calibration_file(given: Path) -> None:
     calib = given.with_name("inputs.npz")
     prune(given, *HALF, "--calib", calib).refused(USAGE, "cannot read inputs", "No such file", "numpy.savez")
-    prune(given, *HALF, "--calib", given.parent).refused(USAGE, "Is a directory")
+    prune(given, *HALF, "--calib", given.parent).refused(USAGE, "no arrays or images in the folder", ".npz")
     prune(given, *HALF, "--calib", given).refused(USAGE, "cannot read inputs")
     for content in (b"", b"text", zipped()[:40], b"PK\x03\x04"):
         calib.write_bytes(content)
@@ -538,8 +547,145 @@ def test_calibration_file(given: Path) -> None:
             prune(given, *HALF, "--calib", calib).refused(USAGE, "cannot read inputs", "numpy.savez")
     np.savez(calib, image=np.full((1, 1, 8, 8), None))
     prune(given, *HALF, "--calib", calib).refused(USAGE, "Object arrays cannot be loaded")
-    np.save(calib.with_suffix(".npy"), np.zeros((1, 1, 8, 8)))
-    prune(given, *HALF, "--calib", calib.with_suffix(".npy")).refused(USAGE, "a single array without a name")
+    calib.with_suffix(".png").write_bytes(b"no image")
+    prune(given, *HALF, "--calib", calib.with_suffix(".png")).refused(USAGE, "cannot identify image file", "PNG")
+    calib.with_suffix(".txt").write_bytes(b"text")
+    prune(given, *HALF, "--calib", calib.with_suffix(".txt")).refused(USAGE, "no input of the model picks rows")
+
+
+OPTIONS = {
+    "--samples 0": "samples 0 makes no sense",
+    "--batch -1": "batch -1 makes no sense",
+    "--length 1": "length 1 makes no sense",
+    "--std 0": "a std of 0",
+    "--mean a,b": "--mean a,b holds no numbers",
+    "--damping -1": "Invalid value for '--damping'",
+    "--tokenizer no.json --calib none": "without a forward pass",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_calibration_options(options: str, given: Path) -> None:
+    with untouched(given.parent):
+        prune(given, *HALF, "--calib", "noise", *options.split()).refused(USAGE, OPTIONS[options])
+
+
+def speaker() -> tuple[onnx.ModelProto, str]:
+    """A language model of 50 words, and the name of its input."""
+    net = Net()
+    ids = net.input("batch", "sequence", dtype=TensorProto.INT64)
+    hidden = net.op("Relu", net.op("MatMul", net.op("Gather", net.weight(50, 8), ids), net.weight(8, 32)))
+    net.output(net.op("MatMul", hidden, net.weight(32, 50)))
+    return net.model(), ids
+
+
+def test_tokens_that_are_not_there() -> None:
+    proto, ids = speaker()
+    wrong: dict[str, Any] = {
+        "holds 50, and its table has rows 0 to 49": np.full((2, 4), 50),
+        "holds -1, and its table has rows 0 to 49": np.full((2, 4), -1),
+        "holds fractions": np.full((2, 4), 0.5),
+        "has shape": np.zeros(4, np.int64),
+    }
+    for words, array in wrong.items():
+        with pytest.raises(UsageError, match=words):
+            graphprune.prune(proto, keep=0.5, calib=[{ids: array}])
+
+
+def test_tokenizers_that_do_not_match(given: Path) -> None:
+    """More words than rows is an error, fewer a remark; and what is no tokenizer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    proto, _ = speaker()
+    onnx.save(proto, given)
+    text, path = given.with_name("text.txt"), given.with_name("tokenizer.json")
+    text.write_text("1 2 3 4 5 6 7 8 9 " * 9)
+    line = ("--calib", text, "--tokenizer", path, "--length", "8")
+    prune(given, *HALF, *line[:2]).refused(USAGE, "needs a tokenizer", "--tokenizer tokenizer.json")
+    prune(given, *HALF, *line).refused(USAGE, "cannot read the tokenizer")
+    path.write_text("{}")
+    prune(given, *HALF, *line).refused(USAGE, "cannot read the tokenizer")
+    for size, words in ((51, "knows 51 tokens, and the table"), (50, ""), (49, "is it its own?")):
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(path))
+        said = prune(given, *HALF, *line)
+        if size > 50:
+            said.refused(USAGE, words, "50 rows")
+        else:
+            assert ("is it its own?" in said.done().out) == bool(words)
+    prune(given, *HALF, *line[:4], "--length", "99").refused(USAGE, "has 81 tokens, fewer than one window of 99")
+    text.write_bytes(b"\xff\xfe\x00")
+    prune(given, *HALF, *line).refused(USAGE, "cannot read inputs", "UTF-8")
+
+
+def test_data_in_python_that_cannot_be() -> None:
+    wrong: list[tuple[Any, str]] = [
+        ([], "there is no calibration data"),
+        (5, "calib is a int"),
+        ([(np.zeros((1, 2)), np.zeros(3))], "batch number 0 of calib is a tuple"),
+        ([{}], "the inputs given are"),
+    ]
+    for calib, words in wrong:
+        with pytest.raises(UsageError, match=words):
+            graphprune.prune(digits.PATH, keep=0.5, calib=calib)
+    net = Net()
+    net.output(net.op("Gemm", net.op("Relu", net.op("Add", net.input(1, 4), net.input(1, 4))), net.weight(4, 9)))
+    with pytest.raises(UsageError, match=r"without a name, and the model has 2 inputs: input_1, input_2"):
+        graphprune.prune(net.model(), keep=0.5, calib=[np.zeros((1, 4))])
+
+
+def test_nan_on_noise() -> None:
+    """The logarithm of a negative number: data would have to be positive."""
+    net = Net()
+    hidden = net.op("Relu", net.op("Gemm", net.op("Log", net.input("n", 4)), net.weight(4, 16)))
+    net.output(net.op("Gemm", hidden, net.weight(16, 3)))
+    with pytest.raises(UsageError, match=r"is NaN on noise\nWhat to do: give data"):
+        graphprune.prune(net.model(), keep=0.5, calib="noise", verify="none")
+    x = np.random.default_rng(0).uniform(1, 2, (50, 4))
+    assert graphprune.prune(net.model(), keep=0.5, calib=[x]).report.verified
+
+
+def half(scale: float) -> onnx.ModelProto:
+    """A model in float16 whose activations are about ``scale``."""
+    net = Net()
+    x = net.op(
+        "Relu", net.op("MatMul", net.input("n", 8, dtype=TensorProto.FLOAT16), net.const(np.eye(8) * scale, np.float16))
+    )
+    down = np.random.default_rng(0).uniform(0.5, 1, (8, 3)) / 8
+    net.output(net.op("MatMul", x, net.const(down, np.float16)))
+    return net.model()
+
+
+def test_float16_overflow_in_moments() -> None:
+    """Squares of activations are beyond float16: they are added up in more, and the weights are what they should be."""
+    loaded = graphprune.load(half(500.0))
+    x = np.abs(np.random.default_rng(1).standard_normal((400, 8))).astype(np.float16)
+    (moments,) = (m for m in loaded.measure([{loaded.analysis.graph.inputs[0]: x}]).values() if m.second.max() > 1e5)
+    wide = x.astype(np.float64) * 500
+    np.testing.assert_allclose(moments.second, wide.T @ wide, rtol=1e-3)
+    result = graphprune.prune(half(500.0), keep=0.5, multiple=1, score="obs", calib=[x])
+    for weight in graphprune.load(result.model).analysis.graph.weights.values():
+        assert np.isfinite(weight.load().astype(np.float64)).all()
+
+
+def test_weights_that_are_not_finite_are_never_written(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compensation makes is looked at before it becomes a model."""
+    spoil = Changed({"block1.conv2.weight": np.full((24, 32, 3, 3), np.nan, np.float32)}, {})
+    monkeypatch.setattr("graphprune.pipeline.compensate", lambda *args: spoil)
+    with untouched(given.parent):
+        said = prune(given, *HALF, "--calib", "noise", "--samples", "8")
+        said.refused(USAGE, "'block1.conv2.weight'", "does not fit into float32", "--no-compensate")
+
+
+def test_singular_moments() -> None:
+    """One sample, all the same, all zero: the weights stay finite and the proof holds."""
+    for image in (np.zeros((1, 1, 8, 8)), np.ones((5, 1, 8, 8))):
+        result = graphprune.prune(
+            digits.PATH, keep=0.5, score="obs", calib=[image], inputs={"image": np.eye(8)[None, None]}
+        )
+        assert result.report.verified
+        for weight in graphprune.load(result.model).analysis.graph.weights.values():
+            assert np.isfinite(weight.load().astype(np.float64)).all()
 
 
 # Plans.

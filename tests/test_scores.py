@@ -220,7 +220,7 @@ def test_sums_of_nothing() -> None:
 
 def test_a_score_that_does_not_exist() -> None:
     analysis = layer()
-    with pytest.raises(UsageError, match=r"there is no score 'frob'\nWhat to do: choose one of bn-scale, "):
+    with pytest.raises(UsageError, match=r"there is no score 'frob'\nWhat to do: choose one of amp, beta-rank, "):
         score_atoms(Task(analysis, analysis.prunable), "frob")
 
 

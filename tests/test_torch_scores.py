@@ -31,6 +31,8 @@ W2 = np.array([[1.0, 2.0, -1.0], [-0.5, 1.0, 1.5]])
 SAMPLES = [(np.array([1.0, 2.0]), np.array([0.0, 1.0])), (np.array([-1.0, 0.5]), np.array([2.0, -1.0]))]
 BATCHES = [(torch.tensor(x)[None], torch.tensor(t)[None]) for x, t in SAMPLES]
 NAMES = ["taylor", "taylor-vector", "fisher", "snip", "grasp", "crop", "synflow"]
+MORE = ["nirvana", "gaprune", "loraprune", "lrp"]
+"""Their formulas are in test_criteria.py."""
 
 
 def module() -> nn.Sequential:
@@ -53,8 +55,9 @@ def score(name: str, batches: Any = BATCHES, of: Any = loss, model: nn.Module | 
     loaded = graphprune.load(model or module(), example_inputs=(BATCHES[0][0],))
     wanted = candidates(loaded.analysis, Request(keep=0.5))
     assert [atom.size for atom in wanted] == [3]
-    gradients = loaded.format.gradients(loaded.model, of, batches)
-    return score_atoms(Task(loaded.analysis, wanted, gradients=gradients), name)[wanted[0].dim]
+    gradients, signals = (run(loaded.model, of, batches) for run in (loaded.format.gradients, loaded.format.signals))
+    task = Task(loaded.analysis, wanted, gradients=gradients, signals=signals)
+    return score_atoms(task, name)[wanted[0].dim]
 
 
 def first(x: Floats, t: Floats, w1: Floats = W1, b1: Floats = B1, w2: Floats = W2) -> tuple[Floats, Floats, Floats]:
@@ -143,7 +146,21 @@ def test_synflow() -> None:
     np.testing.assert_allclose(score("synflow", None, None), 2 * hidden * back, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_nirvana() -> None:
+    """The gradients of both samples are averaged before they meet the weights."""
+    each = [first(x, t) for x, t in SAMPLES]
+    a, b, c = (np.mean(parts, axis=0) for parts in zip(*each, strict=True))
+    expected = sum(np.abs(part).sum(1) for part in products((a, b, c)))
+    np.testing.assert_allclose(score("nirvana"), expected, rtol=1e-5)
+
+
+def test_lrp() -> None:
+    """|h d| of the hidden layer, over both samples."""
+    expected = [np.abs((W1 @ x + B1) * (W2.T @ (W2 @ (W1 @ x + B1) - t))) for x, t in SAMPLES]
+    np.testing.assert_allclose(score("lrp"), np.sum(expected, axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *MORE])
 def test_scores_leave_the_module_alone(name: str) -> None:
     """Weights and gradients are as they were; the scores of a pruned module are those of the module that was given."""
     model = module().train()
@@ -188,8 +205,8 @@ def test_frozen_parameters_count_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("of", "batches", "words"),
     [
-        (None, BATCHES, "needs a loss and batches"),
-        (loss, None, "needs a loss and batches"),
+        (None, BATCHES, "there is no loss that knows what to do with it"),
+        (loss, None, "needs batches to take gradients on"),
         (loss, [], "no batches"),
         (lambda model, batch: model(batch[0]), BATCHES, "not one number"),
         (lambda model, batch: 3.0, BATCHES, "not one number"),
@@ -219,8 +236,19 @@ def test_nothing_requires_a_gradient(name: str) -> None:
         score(name, model=module().requires_grad_(False))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_files_have_no_gradients(name: str) -> None:
-    """An ONNX file is scored by its weights only."""
-    with pytest.raises(UsageError, match=f"'{name}' needs gradients"):
+@pytest.mark.parametrize("name", [*NAMES[:-1], *MORE, "disturbed-taylor"])
+def test_files_need_batches_too(name: str) -> None:
+    """An ONNX file has gradients, and what they are taken on is not made up."""
+    with pytest.raises(UsageError, match="needs batches to take gradients"):
         graphprune.prune(digits.PATH, keep=0.5, score=name)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *MORE, "disturbed-taylor"])
+def test_files_have_gradients(name: str) -> None:
+    """Of the loss that a classifier brings along, on images without labels: the same twice."""
+    images = digits.split()[0]
+    batches = [{"image": images[:40]}, {"image": images[40:80]}]
+    loaded = graphprune.load(digits.PATH)
+    plans = [loaded.plan(Request(keep=0.5), name, batches=batches) for _ in range(2)]
+    assert len(plans[0].cuts) == 4
+    assert plans[0] == plans[1]

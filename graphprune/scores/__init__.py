@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graphprune.scores.registry import SCORES, Score, Scores, Task, score_atoms
+from graphprune.scores.registry import SCORES, Across, Score, Scores, Task, score_atoms
 
-from graphprune.scores import gradient, obs, weight  # noqa: F401  isort: skip
+from graphprune.scores import activation, gradient, obs, weight  # noqa: F401  isort: skip
 
-__all__ = ["SCORES", "Score", "Scores", "Task", "score_atoms"]
+__all__ = ["SCORES", "Across", "Score", "Scores", "Task", "score_atoms"]

@@ -2,106 +2,199 @@
 
 A consumer computes W x, H = E[x xᵀ]. Removing the positions g and solving for the rest by least squares costs
 
-    s(g) = tr(W_g ((H⁻¹)_gg)⁻¹ W_gᵀ)
+    s(g) = tr(W_gᵀ G W_g (H⁻¹)_gg⁻¹)
 
 and leaves W - W_g ((H⁻¹)_gg)⁻¹ (H⁻¹)_g: and a smaller H⁻¹, on which the next removal is judged (Hassibi & Stork, 1992;
-for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score, so
-that a score is an error: of the outputs of all consumers, relative to the size of those outputs. Where inputs are at
-hand to run the model on, it is brought to what the model's own outputs feel: by how much they move when the half of the
-Dim that goes first is zeroed, for what that does to the consumers.
+for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score.
+
+G says what an error of the output costs: the second moment of the gradient of the loss there, half of it as it is and
+half of it brought to its mean eigenvalue (few gradients were seen in some directions). With labels drawn from the model
+itself this is its Fisher information, and a score is the expected rise of the loss, the same everywhere. Without
+gradients G is what makes the output of a consumer count as one, and errors of different Dims are compared by how far
+the model's own outputs move when the half of a Dim that goes first is zeroed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from graphprune.analysis import Atom
 from graphprune.consumers import Consumer, Site, by_atom, consumers
 from graphprune.dims import Dim, numbers
+from graphprune.errors import UsageError
+from graphprune.graph import Array, Node
+from graphprune.memory import give_back
 from graphprune.scores.registry import Floats, Task, score
 from graphprune.stats import Moments, merged
 
 DAMPING = 1e-2
-_STEPS = 128
+_STEPS = 96
 """Removals in which the positions of a Dim go; more at once are judged as if they did not know of each other."""
+_ROWS = 8192
+"""Gradients at the output of a consumer after which its metric is known well enough."""
+_WIDEST = 2048
+"""Outputs up to which the metric is a matrix; of more, its mean eigenvalue."""
+_SHRINK = 0.5
+Metrics = Mapping[str, Floats]
+"""By weight: the metric of the outputs that it makes, [m, m], or one number where that is all that is known."""
 
 
-@score("obs", needs="data", errors=True)
+@score("obs", needs="data", across="error")
 def obs(task: Task) -> dict[Dim, Floats]:
-    """Error of the outputs after least squares, removed one by one (ZipLM, arXiv 2302.04089; SPA, arXiv 2403.18955)."""
+    """Loss after least squares, removed one by one (ZipLM, arXiv 2302.04089), by Fisher where gradients can be had."""
+    return _over_atoms(task, _removed)
+
+
+@score("obspa", needs="data")
+def obspa(task: Task) -> dict[Dim, Floats]:
+    """Error of each position alone after least squares, a layer's mean one (OBSPA, arXiv 2403.18955).
+
+    In SPA's words OBSPA: with real data ID, with other data OOD, with noise data-free. Its update of the weights that
+    stay is graphprune's compensation.
+    """
+    return _over_atoms(task, lambda atom, sides: np.sum([_mean_one(side.alone()) for side in sides], axis=0))
+
+
+def _mean_one(values: Floats) -> Floats:
+    return values / (values.mean() or 1.0)
+
+
+def _over_atoms(task: Task, judge: Callable[[Atom, list[_Side]], Floats]) -> dict[Dim, Floats]:
     assert task.moments is not None, "score_atoms has seen to it"
     of = by_atom(consumers(task.analysis))
     moments = task.moments(site for atom in task.atoms for consumer in of.get(atom.dim, ()) for site in consumer.sites)
+    metrics = _metrics(task, (consumer for atom in task.atoms for consumer in of.get(atom.dim, ())))
     found: dict[Dim, Floats] = {}
     for done, atom in enumerate(task.atoms):
-        sides = [_Side(task, consumer, atom, moments) for consumer in of.get(atom.dim, ())]
-        whole = [(side.gram * side.second, side.columns) for side in sides]
-        scores = _removed(atom, sides)
-        found[atom.dim] = scores * _felt(task, atom, scores, whole)
+        sides = [_Side(task, consumer, atom, moments, metrics) for consumer in of.get(atom.dim, ())]
+        scores = judge(atom, sides) if sides else np.ones(atom.size)
+        found[atom.dim] = scores if metrics else scores * _felt(task, atom, scores, of.get(atom.dim, []), moments)
         task.progress((done + 1) / len(task.atoms))
     return found
 
 
-def _felt(task: Task, atom: Atom, scores: Floats, whole: list[tuple[Floats, list[npt.NDArray[np.int64]]]]) -> float:
+def _metrics(task: Task, found: Iterable[Consumer]) -> Metrics:
+    """What errors at the outputs of consumers cost; nothing where there are no gradients."""
+    if task.signals is None:
+        return {}
+    wanted = {consumer.weight: consumer for consumer in found}
+    names = dict.fromkeys(node.outputs[0] for consumer in wanted.values() for node in consumer.nodes)
+    sums = {name: np.zeros(()) for name in wanted}
+    seen = batches = 0
+    try:
+        for signals in task.signals(names) if names else ():
+            for name, consumer in wanted.items():
+                width = _width(task, consumer)
+                rows = [_rows(signals[node.outputs[0]][1], node, width) for node in consumer.nodes]
+                sums[name] = sums[name] + sum(map(_second, rows))
+            batches += 1
+            seen += min(gradient.size // gradient.shape[-1] for _, gradient in signals.values())
+            task.progress(min(1.0, seen / _ROWS) / 2)
+            if seen >= _ROWS:
+                break
+    except UsageError as error:
+        task.notes.append(f"errors are weighted by how far the outputs move, not by gradients: {error.what}")
+        return {}
+    give_back()
+    return {name: _shrunk(whole / (2 * batches)) for name, whole in sums.items()} if batches else {}
+
+
+def _width(task: Task, consumer: Consumer) -> int:
+    """Outputs of a consumer."""
+    shape = task.analysis.graph.weights[consumer.weight].shape
+    return next((size for axis, size in enumerate(shape) if axis not in consumer.axes), 1)
+
+
+def _rows(gradient: Array, node: Node, width: int) -> Array:
+    """Gradients as rows of one output vector each; of unknown layout, [rest, 1]."""
+    axis = 1 if node.op.startswith("conv") else gradient.ndim - 1
+    plain = gradient.shape[axis] == width <= _WIDEST
+    return np.moveaxis(gradient, axis, -1).reshape(-1, width) if plain else gradient.reshape(-1, 1) / np.sqrt(width)
+
+
+def _second(rows: Array) -> Floats:
+    return np.asarray(rows.T @ rows, np.float64)
+
+
+def _shrunk(metric: Floats) -> Floats:
+    mean = float(np.trace(metric)) / len(metric)
+    return np.asarray((1 - _SHRINK) * metric + _SHRINK * mean * np.eye(len(metric)), np.float64)
+
+
+def _felt(task: Task, atom: Atom, scores: Floats, found: list[Consumer], moments: Mapping[Site, Moments]) -> float:
     """How far the model's outputs move, squared, for each unit of error of the consumers; 1 where it cannot be run."""
-    if task.drift is None or not whole:
-        return 1.0
+    half = max(1, atom.size // 2)
     order = np.argsort(scores, kind="stable")
-    going, kept = order[: max(1, atom.size // 2)], order[max(1, atom.size // 2) :]
-    if not len(kept):
+    if task.drift is None or not found or half == atom.size:
         return 1.0
     error = 0.0
-    for products, columns in whole:
-        at = np.concatenate([columns[p] for p in going])
-        error += float(products[np.ix_(at, at)].sum())
-    moved = task.drift({atom.dim: np.sort(kept)}) ** 2
+    for consumer in found:
+        side = _Side(task, consumer, atom, moments, {})
+        at = np.concatenate([side.columns[p] for p in order[:half]])
+        second = merged([moments[site] for site in consumer.sites]).raw[np.ix_(at, at)]
+        error += float(np.einsum("ij,jk,ik->", side.root[:, at], second, side.root[:, at], optimize=True))
+    moved = task.drift({atom.dim: np.sort(order[half:])}) ** 2
     return moved / error if error > 0 and moved > 0 else 1.0
 
 
 class _Side:
-    """One consumer of an atom, while positions are removed from it: WᵀW and H⁻¹ of those that are left."""
+    """One consumer of an atom, while positions are removed from it.
 
-    def __init__(self, task: Task, consumer: Consumer, atom: Atom, moments: Mapping[Site, Moments]) -> None:
+    ``root`` [r, n] times its transpose from the left is WᵀGW, ``inverse`` [n, n] is H⁻¹; what was removed is zero in
+    both. ``columns`` are those of each position.
+    """
+
+    def __init__(
+        self, task: Task, consumer: Consumer, atom: Atom, moments: Mapping[Site, Moments], metrics: Metrics
+    ) -> None:
         second = merged([moments[site] for site in consumer.sites]).raw
-        data = np.moveaxis(task.analysis.graph.weights[consumer.weight].load(), consumer.axis, -1)
-        weight = data.astype(np.float64).reshape(-1, data.shape[-1])
+        weight = consumer.matrix(task.analysis.graph.weights[consumer.weight].load())
         size = float(np.einsum("ij,ij->", weight @ second, weight))
-        self.gram: Floats = weight.T @ weight / size if size > 0 else np.zeros_like(second)
-        self.second: Floats = second
+        metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
+        self.root = _root(weight, metric)
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
-        self.left = np.arange(len(second))
 
-    def _at(self, positions: list[int]) -> npt.NDArray[np.int64]:
-        """Where the columns of ``positions`` are in the matrices now."""
-        return np.searchsorted(self.left, np.concatenate([self.columns[p] for p in positions]))
+    def alone(self) -> Floats:
+        """What removing each position alone would cost."""
+        return self.losses(list(range(len(self.columns))))
 
     def losses(self, positions: list[int]) -> Floats:
-        """What removing each of ``positions`` alone would cost now."""
-        if all(len(self.columns[p]) == 1 for p in positions):
-            at = self._at(positions)
-            return np.asarray(self.gram[at, at] / self.inverse[at, at], np.float64)
-        return np.array([self._loss(self._at([p])) for p in positions])
-
-    def _loss(self, at: npt.NDArray[np.int64]) -> float:
-        block = np.ix_(at, at)
-        return float(np.trace(np.linalg.solve(self.inverse[block], self.gram[block])))
+        """What removing each of ``positions`` would cost now."""
+        widths = {len(self.columns[p]) for p in positions}
+        if widths == {1}:
+            at = np.concatenate([self.columns[p] for p in positions])
+            return np.asarray(np.square(self.root).sum(0)[at] / self.inverse[at, at], np.float64)
+        if len(widths) > 1:
+            return np.array([self.losses([p])[0] for p in positions])
+        at = np.stack([self.columns[p] for p in positions])
+        roots = self.root[:, at].transpose(1, 2, 0)
+        blocks = self.inverse[at[:, :, None], at[:, None, :]]
+        return np.asarray(np.trace(np.linalg.solve(blocks, roots @ roots.swapaxes(1, 2)), axis1=1, axis2=2), np.float64)
 
     def remove(self, positions: list[int]) -> None:
         """Take the positions away and let the others make up for them."""
-        at = self._at(positions)
-        rest = np.delete(np.arange(len(self.left)), at)
-        inner, across, block = np.ix_(rest, rest), np.ix_(rest, at), np.ix_(at, at)
-        spread = np.linalg.solve(self.inverse[block], self.inverse[across].T)
-        moved = self.gram[across] @ spread
-        self.gram = self.gram[inner] - moved - moved.T + spread.T @ (self.gram[block] @ spread)
-        self.inverse = self.inverse[inner] - self.inverse[across] @ spread
-        self.left = self.left[rest]
+        at = np.concatenate([self.columns[p] for p in positions])
+        spread = np.linalg.solve(self.inverse[np.ix_(at, at)], self.inverse[at])
+        self.root -= self.root[:, at] @ spread
+        self.inverse -= self.inverse[:, at] @ spread
+        self.inverse[at], self.inverse[:, at], self.root[:, at] = 0.0, 0.0, 0.0
+
+
+def _root(weight: Floats, metric: Floats) -> Floats:
+    """A matrix of at most n rows whose transpose times itself is WᵀGW."""
+    if len(metric) == 1 and len(weight) <= weight.shape[1]:
+        return np.asarray(np.sqrt(metric[0, 0]) * weight, np.float64)
+    if len(weight) <= weight.shape[1]:
+        values, vectors = np.linalg.eigh(metric)
+        return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * (vectors.T @ weight), np.float64)
+    gram = weight.T @ (metric[0, 0] * weight if len(metric) == 1 else metric @ weight)
+    values, vectors = np.linalg.eigh(gram)
+    return np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T, np.float64)
 
 
 def _removed(atom: Atom, sides: list[_Side]) -> Floats:
@@ -109,7 +202,7 @@ def _removed(atom: Atom, sides: list[_Side]) -> Floats:
     scores = np.zeros(atom.size)
     left, lost = list(range(atom.size)), 0.0
     step = max(1, atom.size // _STEPS)
-    while len(left) > 1 and sides:
+    while len(left) > 1:
         losses = np.sum([side.losses(left) for side in sides], axis=0)
         going = np.argsort(losses, kind="stable")[: min(step, len(left) - 1)]
         for i in going:
@@ -117,6 +210,7 @@ def _removed(atom: Atom, sides: list[_Side]) -> Floats:
             scores[left[i]] = lost
         for side in sides:
             side.remove([left[i] for i in going])
-        left = [p for i, p in enumerate(left) if i not in set(going.tolist())]
+        gone = set(going.tolist())
+        left = [p for i, p in enumerate(left) if i not in gone]
     scores[left] = 2 * lost or 1.0
     return scores

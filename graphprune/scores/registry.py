@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,13 @@ Floats = npt.NDArray[np.float64]
 Scores = Mapping[Dim, Floats]
 Progress = Callable[[float], None]
 Gradients = Iterable[Mapping[str, Array]]
+Signals = Iterable[Mapping[str, tuple[Array, Array]]]
+Across = Literal["mean", "error", "same"]
+"""How scores of different Dims compare under one budget for the whole model.
+
+"mean": each relative to the mean of its Dim. "error": what is lost by a removal, for each parameter or MAC that it
+frees. "same": as they are.
+"""
 
 
 def _no_progress(done: float) -> None:
@@ -30,9 +38,11 @@ class Task:
     """What a score is given: the ``atoms`` to score, and where numbers come from.
 
     ``gradients(kind)`` yields, a batch at a time, numbers by weight name: the "gradient" of the loss, the "hessian"
-    times it, or those of "synflow"; None where the model has no gradients. ``moments(sites)`` are those of activations,
+    times it, those of "synflow", or of the distance to "disturbed" outputs; None where the model has no gradients.
+    ``signals(values)`` yields, a batch at a time, activations by name, each with the gradient of the loss by it, in two
+    arrays of its shape; None likewise. ``moments(sites)`` are those of activations,
     ``drift(kept)`` is how far the outputs move, relative to their size, when all positions but those kept are zeroed;
-    None where there is no data.
+    None where there is no data. ``notes`` is for what a score wants to be in the report.
     """
 
     analysis: Analysis
@@ -42,6 +52,8 @@ class Task:
     gradients: Callable[[str], Gradients] | None = None
     moments: Callable[[Iterable[Site]], Mapping[Site, Moments]] | None = None
     drift: Callable[[Chosen], float] | None = None
+    signals: Callable[[Iterable[str]], Signals] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 Function = Callable[[Task], dict[Dim, Floats]]
@@ -49,26 +61,25 @@ Function = Callable[[Task], dict[Dim, Floats]]
 
 @dataclass(frozen=True)
 class Score:
-    """A criterion: ``needs`` says what it takes beside the model (nothing, data, gradients, labels).
-
-    Scores that are ``errors`` mean the same in every Dim; of others only the ranking within a Dim counts.
+    """A criterion: ``needs`` says what it takes beside the model (nothing, data, gradients, labels), ``across`` how it
+    compares Dims.
     """
 
     name: str
     needs: str
     doc: str
     function: Function
-    errors: bool = False
+    across: Across = "mean"
 
 
 SCORES: dict[str, Score] = {}
 
 
-def score(name: str, needs: str = "nothing", *, errors: bool = False) -> Callable[[Function], Function]:
+def score(name: str, needs: str = "nothing", *, across: Across = "mean") -> Callable[[Function], Function]:
     """Register a score under ``name``; its docstring is what users read."""
 
     def register(function: Function) -> Function:
-        SCORES[name] = Score(name, needs, (function.__doc__ or "").strip(), function, errors)
+        SCORES[name] = Score(name, needs, (function.__doc__ or "").strip(), function, across)
         return function
 
     return register
@@ -88,7 +99,7 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
         )
     if SCORES[name].needs == "data" and task.moments is None:
         raise UsageError(
-            f"the score {name!r} needs data", hint="prune from Python, and give calib=..., batches of inputs by name"
+            f"the score {name!r} needs data", hint="use graphprune.prune, or give plan the moments of Loaded.measure"
         )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
         found = SCORES[name].function(task)

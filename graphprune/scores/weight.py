@@ -16,13 +16,14 @@ from itertools import groupby
 
 import numpy as np
 
-from graphprune.dims import Dim, atoms, spread
+from graphprune.analysis import Atom
+from graphprune.consumers import FLOATS, consumers
+from graphprune.dims import Dim, atoms, numbers, resolve, spread
 from graphprune.graph import Array, Node
 from graphprune.scores.registry import Floats, Task, score
 from graphprune.signature import Layout
 
 _BLOCK = 1 << 24
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @score("l1")
@@ -35,6 +36,65 @@ def l1(task: Task) -> dict[Dim, Floats]:
 def l2(task: Task) -> dict[Dim, Floats]:
     """Euclidean norm of the weights (He et al., "Soft Filter Pruning", arXiv 1808.06866)."""
     return over_weights(task, np.square, np.sqrt)
+
+
+@score("lamp", across="same")
+def lamp(task: Task) -> dict[Dim, Floats]:
+    """Squared weights over those of all positions that are no smaller (LAMP, Lee et al., arXiv 2010.07611).
+
+    Of whole positions, over all weights of a Dim, where the paper has single weights of a layer.
+    """
+    found = over_weights(task, np.square, lambda total: total)
+    return {dim: _over_larger(squares) for dim, squares in found.items()}
+
+
+def _over_larger(squares: Floats) -> Floats:
+    order = np.argsort(squares, kind="stable")
+    left = np.cumsum(squares[order][::-1])[::-1]
+    shares = np.zeros_like(squares)
+    np.divide(squares[order], left, out=shares, where=left > 0)
+    return shares[np.argsort(order)]
+
+
+@score("fpgm")
+def fpgm(task: Task) -> dict[Dim, Floats]:
+    """Distance to all other positions: far from the geometric median (FPGM, He et al., arXiv 1811.00250)."""
+    return over_blocks(task, lambda blocks: _distances(blocks.reshape(len(blocks), -1)))
+
+
+def _distances(rows: Floats) -> Floats:
+    products = rows @ rows.T
+    squares = np.diag(products)
+    apart = squares[:, None] + squares - 2 * products
+    np.fill_diagonal(apart, 0.0)
+    return np.asarray(np.sqrt(np.maximum(apart, 0.0)).sum(1), np.float64)
+
+
+@score("maw")
+def maw(task: Task) -> dict[Dim, Floats]:
+    """Largest weight plus size of the smallest, of the rows that make a position (MAW, Martra, arXiv 2512.22671).
+
+    The paper has the gate and up projections of gated layers: here, all weights that do not sum over the Dim.
+    """
+    return over_blocks(
+        task, lambda blocks: blocks.max((1, 2)) + np.abs(blocks.min((1, 2))), makers=True, normalise=False
+    )
+
+
+@score("prunenet")
+def prunenet(task: Task) -> dict[Dim, Floats]:
+    """How far the singular values move without a position, to first order (after PruneNet, arXiv 2501.15296).
+
+    The paper learns a policy that keeps the spectrum of a weight. What it is rewarded for is scored here directly: with
+    W = U S Vᵀ, removing row i shrinks singular value k by about U_ik² S_k / 2, and the score is the sum over k.
+    """
+    return over_blocks(task, _spectral_shift)
+
+
+def _spectral_shift(blocks: Floats) -> Floats:
+    left, values, _ = np.linalg.svd(blocks.reshape(-1, blocks.shape[-1]), full_matrices=False)
+    shifts = np.square(left) @ values / 2
+    return np.asarray(shifts.reshape(len(blocks), -1).sum(1), np.float64)
 
 
 @score("random")
@@ -77,18 +137,56 @@ def over_weights(
             for _, node, i, layout in uses
             if not _is_statistic(task, name, node, i) and any(a in total for dim in layout for a in atoms(dim))
         ]
-        if layouts and weights[name].dtype in _FLOATS and (only is None or name in only):
+        if layouts and weights[name].dtype in FLOATS and (only is None or name in only):
             data = weights[name].load()
-            numbers = data if read is None else read(name, data)
+            seen = data if read is None else read(name, data)
             for layout in layouts:
-                if numbers is None:
+                if seen is None:
                     break
-                for dim, sums in _by_atom(numbers, layout, total, element).items():
+                for dim, sums in _by_atom(seen, layout, total, element).items():
                     values = finish(sums)
-                    mean = values.mean() if normalise else 1.0
-                    total[dim] += values / mean if mean > 0 else values
+                    total[dim] += relative(values) if normalise else values
         task.progress((done + 1) / len(groups))
     return total
+
+
+def over_blocks(
+    task: Task, judge: Callable[[Floats], Floats], *, makers: bool = False, normalise: bool = True
+) -> dict[Dim, Floats]:
+    """Add up what ``judge`` makes of each weight along each axis of an atom: [size, rows, rest] to [size].
+
+    A position has several rows where the axis is a product (a head) or holds the atom more than once. Vectors have no
+    rows to compare and are left out; with ``makers`` so are axes that are summed over. l2 stands in where none is left.
+    """
+    wanted = {atom.dim: atom for atom in task.atoms}
+    total = {dim: np.zeros(atom.size) for dim, atom in wanted.items()}
+    weights = task.analysis.graph.weights
+    summed = {(consumer.weight, consumer.axes[0]) for consumer in consumers(task.analysis)} if makers else set()
+    for done, (name, _, _, layout) in enumerate(task.analysis.uses):
+        axes = [axis for axis in range(len(layout)) if (name, axis) not in summed and len(layout) > 1]
+        places = [(axis, dim) for axis in axes for dim in dict.fromkeys(atoms(layout[axis])) if dim in wanted]
+        if places and weights[name].dtype in FLOATS:
+            data = weights[name].load()
+            for axis, dim in places:
+                values = judge(_blocks(data, axis, layout[axis], wanted[dim]))
+                total[dim] += relative(values) if normalise else values
+        task.progress((done + 1) / len(task.analysis.uses))
+    missing = [atom for atom in task.atoms if not total[atom.dim].any()]
+    return {**total, **l2(Task(task.analysis, missing))} if missing else total
+
+
+def _blocks(data: Array, axis: int, dim: Dim, atom: Atom) -> Floats:
+    """The rows of a weight along ``axis``, those of each position of ``atom`` together: [size, rows, rest]."""
+    labels = numbers(resolve(dim), atom.dim)
+    order = np.argsort(labels, kind="stable")[np.count_nonzero(labels == 0) :]
+    rows = np.moveaxis(data, axis, 0).astype(np.float64)[order]
+    return rows.reshape(atom.size, len(order) // atom.size, -1)
+
+
+def relative(values: Floats) -> Floats:
+    """``values`` brought to a mean of one, unless they are all zero."""
+    mean = values.mean()
+    return values / mean if mean > 0 else values
 
 
 def _is_statistic(task: Task, name: str, node: Node | None, i: int) -> bool:

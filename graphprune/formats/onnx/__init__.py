@@ -6,14 +6,17 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 
 from __future__ import annotations
 
+from graphprune.formats.onnx.gradients import gradients, signals
+from graphprune.formats.onnx.last import last
 from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.moments import moments, replaced
 from graphprune.formats.onnx.names import vocabulary
 from graphprune.formats.onnx.proof import check, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
+from graphprune.formats.onnx.recover import reestimate_batch_norm
 from graphprune.formats.onnx.runtime import give, run, trials
 from graphprune.formats.onnx.surgery import apply
-from graphprune.formats.onnx.write import cut_in_place, disk_bytes, exported, gradients, same, save
+from graphprune.formats.onnx.write import cut_in_place, disk_bytes, exported, same, save
 
 __all__ = [
     "OnnxModel",
@@ -24,16 +27,19 @@ __all__ = [
     "exported",
     "give",
     "gradients",
+    "last",
     "mask",
     "maskable",
     "moments",
     "native",
     "nudge",
     "read",
+    "reestimate_batch_norm",
     "replaced",
     "run",
     "same",
     "save",
+    "signals",
     "trials",
     "vocabulary",
 ]

@@ -116,10 +116,6 @@ def _alike(a: onnx.TensorProto, b: onnx.TensorProto) -> bool:
     return plain and tensors.raw(a) == tensors.raw(b) and a.string_data == b.string_data
 
 
-def gradients(model: OnnxModel, loss: object, batches: object) -> None:
-    """None: a file has no gradients."""
-
-
 def exported(model: OnnxModel) -> None:
     """UsageError: there is nothing to export."""
     raise UsageError("an ONNX model is exported already", hint="use result.model, or result.save(path)")

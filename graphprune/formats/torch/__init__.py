@@ -5,13 +5,14 @@ from __future__ import annotations
 import graphprune.rules.torch
 import graphprune.rules.torch_recurrent  # noqa: F401
 from graphprune.formats.torch.calls import vocabulary
-from graphprune.formats.torch.gradients import gradients
+from graphprune.formats.torch.gradients import gradients, signals
 from graphprune.formats.torch.inplace import cut_in_place
 from graphprune.formats.torch.model import TorchModel, native
 from graphprune.formats.torch.moments import moments, replaced
 from graphprune.formats.torch.proof import (
     check,
     give,
+    last,
     mask,
     maskable,
     nudge,
@@ -20,6 +21,7 @@ from graphprune.formats.torch.proof import (
     trials,
 )
 from graphprune.formats.torch.read import read
+from graphprune.formats.torch.recover import reestimate_batch_norm
 from graphprune.formats.torch.surgery import apply
 from graphprune.formats.torch.write import disk_bytes, exported, save
 
@@ -32,16 +34,19 @@ __all__ = [
     "exported",
     "give",
     "gradients",
+    "last",
     "mask",
     "maskable",
     "moments",
     "native",
     "nudge",
     "read",
+    "reestimate_batch_norm",
     "replaced",
     "run",
     "same",
     "save",
+    "signals",
     "trials",
     "vocabulary",
 ]

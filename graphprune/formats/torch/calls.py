@@ -100,9 +100,23 @@ def _normalized(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -
     attrs["axis"] = -len(args["normalized_shape"])
 
 
-def _transposed(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
+def _window(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
     if args.get("transposed"):
         attrs["op"] = "conv_transpose"
+        return
+    rank = len(shape) - 2
+    strides, padding, dilations = (_each(args.get(k, d), rank) for k, d in _GEOMETRY.items())
+    attrs.update(strides=strides, dilations=dilations)
+    attrs.update({"auto_pad": padding} if isinstance(padding, str) else {"pads": [*padding, *padding]})
+
+
+_GEOMETRY = {"stride": 1, "padding": 0, "dilation": 1}
+
+
+def _each(given: Any, rank: int) -> Any:
+    """One number an axis; words as they are."""
+    numbers = [given] if isinstance(given, int) else given
+    return numbers if isinstance(numbers, str) or len(numbers) != 1 else [*numbers] * rank
 
 
 def _pad(attrs: dict[str, Any], args: dict[str, Any], shape: list[int]) -> None:
@@ -131,8 +145,8 @@ call("mm bmm", "matmul", "self mat2")
 call("addmm", "gemm", "mat1 mat2 self")
 call("baddbmm", "baddbmm", "self batch1 batch2")
 call("einsum", "einsum", "*tensors", equation="equation")
-call("conv1d conv2d conv3d", "conv", "input weight bias", group="groups")
-call("convolution", "conv", "input weight bias", fix=_transposed, group="groups")
+call("conv1d conv2d conv3d", "conv", "input weight bias", fix=_window, group="groups")
+call("convolution", "conv", "input weight bias", fix=_window, group="groups")
 call("conv_transpose1d conv_transpose2d conv_transpose3d", "conv_transpose", "input weight bias", group="groups")
 call("bilinear", "bilinear", "input1 input2 weight bias")
 call("mv", "matrix_vector", "self vec")

@@ -27,7 +27,7 @@ def run(model: TorchModel, *, threads: int = 1) -> Runner:
 def run_with(interpreter: torch.fx.Interpreter, model: TorchModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Outputs by number when ``interpreter`` runs the traced module on arrays by placeholder name."""
     places = [node.name for node in model.traced.graph.nodes if node.op == "placeholder"]
-    values = [_tensor(feeds[name], model.inputs.get(name)) for name in places]
+    values = [_tensor(feeds.get(name), model.inputs.get(name)) for name in places]
     try:
         with torch.no_grad():
             found = interpreter.run(*values, enable_io_processing=False)
@@ -35,6 +35,12 @@ def run_with(interpreter: torch.fx.Interpreter, model: TorchModel, feeds: Mappin
         raise VerifyError(f"torch does not run the model: {str(error).strip().splitlines()[0][:300]}") from error
     flat, _ = torch.utils._pytree.tree_flatten(found)
     return {str(i): _array(value) for i, value in enumerate(flat) if isinstance(value, Tensor)}
+
+
+def last(model: TorchModel, output: str) -> Runner:
+    """Runs ``model`` for the last position along axis 1 of ``output`` [a, b, c]: the result is [a, 1, c]."""
+    number = str(model.graph.outputs.index(output))
+    return lambda feeds: {output: run(model)(feeds)[number][:, -1:]}
 
 
 def _tensor(value: Any, example: Any) -> Any:
@@ -65,8 +71,9 @@ def trials(model: TorchModel, runner: Runner, seed: int = 0, style: int = 0) -> 
 
 def give(model: TorchModel, inputs: Mapping[str, Any]) -> None:
     """Use ``inputs`` (by placeholder name) for every run to come."""
-    if set(inputs) != set(model.inputs):
-        raise UsageError(f"the inputs given are {sorted(inputs)}", hint=f"the model takes {sorted(model.inputs)}")
+    takes = {name for name, value in model.inputs.items() if isinstance(value, Tensor)}
+    if not takes <= set(inputs) <= set(model.inputs):
+        raise UsageError(f"the inputs given are {sorted(inputs)}", hint=f"the model takes {sorted(takes)}")
     model.given = {}, {name: np.asarray(value) for name, value in inputs.items()}
 
 

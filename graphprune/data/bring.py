@@ -1,0 +1,255 @@
+"""From a `Calibration` to `Data`: a method a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphprune.data import cache, files, language, synthetic
+from graphprune.data.inputs import Feeds, Input, checked, cut, fitting, ids, inputs
+from graphprune.data.wanted import WORDS, Calibration, Data
+from graphprune.errors import UsageError
+from graphprune.formats import Format
+from graphprune.graph import Array
+
+WINDOWS = 32
+"""Windows of tokens that are used where no number of samples is given: 8,192 tokens."""
+IMAGES = 256
+"""Other samples that are made, or read from a folder, where no number is given."""
+Progress = Callable[[str, float], None]
+
+
+def bring(calib: Calibration, format: Format, model: Any, *, seed: int = 0, progress: Progress | None = None) -> Data:
+    """Batches for ``model`` from where ``calib`` says.
+
+    UsageError, saying what and where, for data that are not there, do not fit, or cannot be made for this model.
+    """
+    run = _Run(calib, format, model, inputs(model.graph), seed, progress or (lambda stage, done: None))
+    if not run.takes:
+        raise UsageError("the model has no inputs that data could go into", hint="use a score that needs nothing")
+    if calib.path:
+        return run.read(calib.path)
+    if not isinstance(calib.source, str | None):
+        return run.iterated(calib.source)
+    return {"self": run.itself, "noise": run.noise, "none": run.nothing, None: run.best}[calib.source]()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of `bring`: a method a source."""
+
+    calib: Calibration
+    format: Format
+    model: Any
+    takes: dict[str, Input]
+    seed: int
+    progress: Progress
+
+    def read(self, path: Path) -> Data:
+        """What a file or a folder holds."""
+        name = path.name
+        if path.is_dir() or path.suffix.lower() in files.IMAGES:
+            return self._data(self._folder(path), f"samples from {name}")
+        if path.suffix.lower() not in files.ARRAYS and (self.calib.tokenizer or path.suffix == ".txt"):
+            tokenizer = Path(self.calib.tokenizer) if self.calib.tokenizer else None
+            arrays, notes = files.text(path, tokenizer, self.takes, self.calib.length)
+            samples = self.calib.samples or WINDOWS
+            return self._data(self._cut(arrays, samples), f"windows of {self._length(arrays)} tokens of {name}", notes)
+        return self._data(self._cut(files.arrays(path, self.takes), self.calib.samples), f"samples from {name}")
+
+    def iterated(self, source: Any) -> Data:
+        """What the caller's batches hold, each as it is unless a batch size is asked for; or one set of arrays."""
+        if isinstance(source, Mapping) or hasattr(source, "__array__"):
+            return self._data(self._cut(self._named(source, 0), self.calib.samples), "samples given")
+        if not isinstance(source, Iterable):
+            raise UsageError(
+                f"calib is a {type(source).__name__}", hint=f"give a path, batches, or one of {', '.join(WORDS)}"
+            )
+        found = (self._cut(self._named(batch, i), None, self.calib.batch or -1) for i, batch in enumerate(source))
+        return self._data(_first(chain.from_iterable(found), self.takes, self.calib.samples), "samples given")
+
+    def itself(self) -> Data:
+        """Text that a causal language model writes, or images that suit the batch norms."""
+        if language.logits_of(self.model.graph, self.takes) is not None:
+            if not self._causal():
+                raise UsageError(
+                    "the model writes no text: what comes later changes its earlier logits, so it is not causal",
+                    hint="give text with --calib FILE --tokenizer tokenizer.json, or --calib noise, or --calib none",
+                )
+            return self._written()
+        if self._matchable():
+            return self._matched()
+        raise UsageError(
+            "the model cannot make data itself: it is no language model (ids in, a number for each row of the table "
+            "out), and has no batch norm behind an image",
+            hint="give --calib FILE, --calib noise, or --calib none",
+        )
+
+    def noise(self) -> Data:
+        """Random ids, smooth images, normal numbers."""
+        shapes = self._shapes()
+        random = np.random.default_rng(self.seed)
+        arrays = {name: synthetic.noise(one, shapes[name], random) for name, one in self.takes.items()}
+        return self._made(arrays, "samples of noise")
+
+    def nothing(self) -> Data:
+        """No data: no forward pass."""
+        return Data([], "no data: statistics follow from weights and normalisations alone")
+
+    def best(self) -> Data:
+        """What needs no data and suits the model best."""
+        writes = language.logits_of(self.model.graph, self.takes) is not None and self._causal()
+        return self.itself() if writes or self._matchable() else self.noise()
+
+    def _causal(self) -> bool:
+        number = language.logits_of(self.model.graph, self.takes)
+        assert number is not None
+        return language.causal(self.format.run(self.model), number, self.takes, self.calib.length, self.seed)
+
+    def _written(self) -> Data:
+        graph, takes = self.model.graph, self.takes
+        one, number = ids(takes), language.logits_of(graph, takes)
+        assert one is not None
+        assert number is not None
+        windows = self.calib.samples or WINDOWS
+        length = one.shape[1] if isinstance(one.shape[1], int) else self.calib.length
+        watch = partial(self.progress, "writing text")
+        tokens = self._kept(
+            language.write,
+            lambda: language.write(self.format, self.model, takes, number, windows, length, self.seed, watch),
+            windows,
+            length,
+        )
+        arrays = language.beside_as(takes, tokens)
+        what = f"windows of {length} tokens that the model wrote itself"
+        return self._data(self._cut(arrays, None), what, given=False)
+
+    def _kept(self, maker: Callable[..., Array], make: Callable[[], Array], *sizes: object) -> Array:
+        """What ``make`` makes of the model by the code of ``maker``, found on disk where it was made before."""
+        if not self.calib.cache:
+            return make()
+        made_from = (cache.code_key(maker), cache.model_key(self.model.graph), self.seed, *sizes)
+        return cache.remembered(made_from, lambda: {"made": make()})["made"]
+
+    def _matchable(self) -> bool:
+        first, *others = self.takes.values()
+        return not others and first.pixels is not None and bool(synthetic.norms(self.model.graph))
+
+    def _matched(self) -> Data:
+        (name,) = self.takes
+        one, shape = self.takes[name], self._shapes()[name]
+
+        def make() -> Array:
+            watch = partial(self.progress, "matching batch norms")
+            return synthetic.matched(self.format, self.model, one, shape, self._images, self.seed, watch)
+
+        made = self._kept(synthetic.matched, make, shape)
+        return self._made({name: made}, "smooth images made to suit the model's batch norms")
+
+    def _images(self, images: Array) -> list[Feeds]:
+        return self._cut(dict.fromkeys(self.takes, images), None)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of arrays for as many samples as are wanted, at sizes that the model was seen to run at."""
+        one = ids(self.takes)
+        samples = self.calib.samples or (WINDOWS if one else IMAGES)
+        trials = self.format.trials(self.model, self.format.run(self.model), self.seed)
+        sizes = {**self.model.graph.example, **trials[-1][0]}
+        if one:
+            sizes[str(one.shape[1])] = self.calib.length
+        firsts = [other.shape[0] for other in self.takes.values() if other.shape]
+        sizes |= {first: samples for first in firsts if isinstance(first, str)}
+        shapes = {name: other.sized(sizes) for name, other in self.takes.items()}
+        if any(isinstance(first, str) for first in firsts):
+            return shapes
+        runs = -(-samples // max((shape[0] for shape in shapes.values() if shape), default=1))
+        return {name: (runs * shape[0], *shape[1:]) if shape else () for name, shape in shapes.items()}
+
+    def _made(self, arrays: Feeds, what: str) -> Data:
+        """Arrays that nobody gave, if the model makes numbers of them."""
+        batches = self._cut(arrays, None)
+        for name, value in self.format.run(self.model)(batches[0]).items():
+            if value.dtype.kind == "f" and np.isnan(value).any():
+                raise UsageError(
+                    f"the output {name!r} is NaN on noise", hint="give data that the model is made for: --calib FILE"
+                )
+        return self._data(batches, what, given=False)
+
+    def _folder(self, path: Path) -> list[Feeds]:
+        """Batches from the files in ``path``, those of one shape together."""
+        paths = files.files(path)
+        most = self.calib.samples or IMAGES
+        order = np.sort(np.random.default_rng(self.seed).permutation(len(paths))[:most])
+        groups: dict[object, list[Feeds]] = {}
+        for found in files.folder([paths[i] for i in order], self.takes, self._pixels):
+            part = checked(self.takes, found)
+            groups.setdefault(tuple(x.shape[1:] for x in part.values()), []).append(part)
+        batches = chain.from_iterable(self._together(parts) for parts in groups.values())
+        return _first(batches, self.takes, most)
+
+    def _together(self, parts: list[Feeds]) -> list[Feeds]:
+        fixed = {isinstance(one.shape[0], int) for one in self.takes.values() if one.shape}
+        if len(fixed) > 1:
+            return [batch for part in parts for batch in self._cut(part, None)]
+        return self._cut({name: np.concatenate([part[name] for part in parts]) for name in self.takes}, None)
+
+    def _pixels(self, data: Array) -> Array:
+        for numbers in (self.calib.mean, self.calib.std):
+            if len(numbers) not in (1, data.shape[-1]):
+                raise UsageError(
+                    f"mean and std have {len(numbers)} numbers, and the images {data.shape[-1]} channels",
+                    hint="give one number, or one a channel",
+                )
+        return np.asarray((data - np.array(self.calib.mean)) / np.array(self.calib.std), np.float32)
+
+    def _named(self, batch: Any, number: int) -> Mapping[str, Any]:
+        if isinstance(batch, Mapping):
+            return batch
+        try:
+            array = np.asarray(batch)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"batch number {number} of calib is a {type(batch).__name__}",
+                hint="give mappings from input names to arrays, or arrays for a model of one input",
+            ) from error
+        return files.named(array, self.takes, f"batch number {number} of calib is")
+
+    def _cut(self, arrays: Mapping[str, Any], samples: int | None, batch: int | None = None) -> list[Feeds]:
+        found = checked(self.takes, arrays)
+        size = batch or self.calib.batch or fitting(self.model.graph, self.takes, found)
+        return cut(self.takes, found, size, samples, self.seed)
+
+    def _length(self, arrays: Mapping[str, Array]) -> int:
+        one = ids(self.takes)
+        return int(arrays[one.name].shape[1]) if one else 0
+
+    def _data(self, batches: list[Feeds], what: str, notes: tuple[str, ...] = (), given: bool = True) -> Data:
+        if not batches:
+            raise UsageError("there is no calibration data", hint="give at least one batch of inputs")
+        count = sum(_samples(batch, self.takes) for batch in batches)
+        shown = self._cut(batches[0], None)[0] if given else None
+        return Data(batches, f"statistics from {count:,} {what}", shown, notes)
+
+
+def _samples(batch: Feeds, takes: Mapping[str, Input]) -> int:
+    """How many samples a batch holds: the length of the first axis, of one that is not fixed if any."""
+    able = [name for name, one in takes.items() if one.shape]
+    name = next((name for name in able if isinstance(takes[name].shape[0], str)), able[0] if able else "")
+    return len(batch[name]) if name else 1
+
+
+def _first(batches: Iterable[Feeds], takes: Mapping[str, Input], samples: int | None) -> list[Feeds]:
+    """Batches until there are ``samples``; the last is not divided."""
+    found: list[Feeds] = []
+    left = samples
+    for batch in batches:
+        found.append(batch)
+        if left is not None and (left := left - _samples(batch, takes)) <= 0:
+            break
+    return found

@@ -1,0 +1,66 @@
+"""What is asked for, and what comes of it: a `Calibration` in, `Data` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphprune.data import files
+from graphprune.data.inputs import Feeds
+from graphprune.errors import UsageError
+
+WORDS = ("self", "noise", "none")
+"""Sources that are no path."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where statistics come from, and how it is read.
+
+    ``source`` is a path (an .npz or .npy file, a folder of such files or of images, a text), "self", "noise", "none",
+    an iterable of batches (mappings from input names to arrays, or arrays for a model of one input), or None: the best
+    that needs no data. At most ``samples`` are used, picked by the seed of the run, ``batch`` at a time. Text is cut
+    into windows of ``length`` tokens of ``tokenizer``, a tokenizer.json. Pixels run from 0 to 1; ``mean`` is taken off
+    and the rest divided by ``std``, one number or one a channel.
+    """
+
+    source: Any = None
+    tokenizer: str | Path | None = None
+    samples: int | None = None
+    length: int = 256
+    batch: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("batch", 1), ("length", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value} makes no sense", hint=f"at least {least}")
+        if 0 in self.std:
+            raise UsageError("a std of 0 makes no sense", hint="leave it out, or give one number a channel")
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder that is read, None where there is none."""
+        return Path(self.source) if isinstance(self.source, str | Path) and self.source not in WORDS else None
+
+    def files(self) -> list[Path]:
+        """Every file that is read."""
+        found = files.files(self.path) if self.path else []
+        return [*found, *([Path(self.tokenizer)] if self.tokenizer else [])]
+
+
+@dataclass(frozen=True)
+class Data:
+    """``batches`` of inputs by name (none at all for "none"), and in words what they are.
+
+    ``shown`` is the first of them where they are the user's: what proof and latency are taken on.
+    """
+
+    batches: list[Feeds]
+    words: str
+    shown: Feeds | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,38 @@
+"""Gradients for ONNX files: the graph is lifted to torch when a score first asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from graphprune.errors import UsageError
+from graphprune.formats.onnx.model import OnnxModel
+from graphprune.graph import Array
+
+
+def gradients(
+    model: OnnxModel, loss: Any, batches: Iterable[Any] | None, seed: int = 0
+) -> Callable[[str], Iterator[dict[str, Array]]]:
+    """As for a torch module; the ``module`` of a loss takes inputs by name, and returns outputs by name."""
+    return lambda kind: _torch("by_weight")(_torch("lift")(model, trainable=True), kind, loss, batches, seed)
+
+
+def signals(
+    model: OnnxModel, loss: Any, batches: Iterable[Any] | None, seed: int = 0
+) -> Callable[[Iterable[str]], Iterator[Mapping[str, tuple[Array, Array]]]]:
+    """As for a torch module."""
+    return lambda values: _torch("by_activation")(_torch("lift")(model), values, loss, batches, seed)
+
+
+_PLACES = {"lift": "graphprune.formats.onnx.lift"}
+
+
+def _torch(name: str) -> Any:
+    """A function from a module that needs torch."""
+    try:
+        return getattr(import_module(_PLACES.get(name, "graphprune.formats.torch.gradients")), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UsageError("gradients of a file need torch", hint='pip install "graphprune[torch]"') from error

@@ -1,0 +1,103 @@
+"""The loss that a model brings along: its own outputs are the labels, so that squared gradients are its Fisher matrix.
+
+An output whose last axis are classes (it ends in a softmax, or in a linear layer with nothing behind) is sampled from,
+and the loss is the cross entropy. Where there is none, outputs are means of a normal distribution whose deviation is
+their own size. Losses are sums over all positions: terms of different samples are independent, and cancel on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import UsageError
+from graphprune.graph import Graph, Node
+
+_PASS = ("identity", "cast", "reshape", "flatten", "squeeze", "unsqueeze", "slice", "dropout")
+_POOL = ("global_average_pool", "reduce_mean", "image")
+_SCALE = ("add", "sub", "mul", "div", "to", "_to_copy")
+_LINEAR = {"matmul": -1, "gemm": -1, "linear": -1, "conv": 1}
+"""The axis that the outputs of a layer are on."""
+_TINY = 1e-30
+_ROWS = 64
+
+
+def own_loss(graph: Graph, seed: int, *, labels: bool = True) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """A loss of outputs by name; labels are drawn anew at each call. Without ``labels`` all outputs count as means."""
+    found = {name: _classes(graph, name) for name in graph.outputs if labels}
+    classes = {name: how for name, how in found.items() if how is not None}
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(outputs: Mapping[str, Tensor]) -> Tensor:
+        floats = {name: value for name, value in outputs.items() if value.is_floating_point()}
+        if not floats:
+            raise UsageError("no output holds floating-point numbers", hint="give loss=lambda module, batch: ...")
+        picked = [_cross_entropy(value, classes[n], generator) for n, value in floats.items() if n in classes]
+        return torch.stack(picked or [_normal(value, generator) for value in floats.values()]).sum()
+
+    return loss
+
+
+def _cross_entropy(value: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """-log p of a class drawn from p, summed over all positions; in blocks, as a vocabulary is large."""
+    return torch.stack([_drawn(rows, how, generator) for rows in torch.split(value.flatten(0, -2), _ROWS)]).sum()
+
+
+def _drawn(rows: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    """A class is drawn for each row by one number that falls into its part of the whole."""
+    with torch.no_grad():
+        running = (rows if how == "probabilities" else rows.softmax(1)).cumsum(1)
+        points = torch.rand(len(rows), 1, generator=generator).to(running) * running[:, -1:]
+        labels = torch.searchsorted(running, points, right=True).clamp(max=rows.shape[1] - 1)
+    if how == "probabilities":
+        return -rows.gather(1, labels).clamp(min=_TINY).log().sum()
+    return torch.nn.functional.cross_entropy(rows, labels[:, 0], reduction="sum")
+
+
+def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Of a target drawn around the output: the gradient by the output is normal, in units of the output's size."""
+    size = value.detach().square().mean().sqrt().clamp(min=_TINY)
+    return (value * torch.randn(value.shape, generator=generator).to(value)).sum() / size
+
+
+def _classes(graph: Graph, name: str) -> str | None:
+    """Whether the last axis of an output is a choice: "probabilities", "logits", or None."""
+    shape, pooled = graph.shape(name), False
+    width = shape[-1] if shape else None
+    node = graph.producers.get(name)
+    while node is not None and shape is not None:
+        found = graph.shape(node.outputs[0])
+        if node.op in _LINEAR and len(node.inputs) > 1 and _constant(graph, node.inputs[1]):
+            own = found[_LINEAR[node.op]] if found else None
+            return "logits" if isinstance(width, int) and own == width > 1 else None
+        if "softmax" in node.op and not pooled:
+            rank, axis = len(found or ()), node.attrs.get("axis", -1 if graph.opset >= 13 else 1)
+            last = rank > 0 and axis % rank == rank - 1 and found is not None and found[-1] == width
+            return ("logits" if "log" in node.kind.lower() else "probabilities") if last else None
+        pooled = pooled or node.op in _POOL
+        node = _before(graph, node)
+    return None
+
+
+def _before(graph: Graph, node: Node) -> Node | None:
+    """The node whose positions this one hands on: shapes, pools, what is scaled or shifted by a constant."""
+    moving = [name for name in node.inputs if name and not _constant(graph, name)]
+    if node.op in (*_PASS, *_POOL):
+        return graph.producers.get(node.inputs[0])
+    scaled = node.op in _SCALE or (node.op == "pointwise" and node.kind in _SCALE)
+    return graph.producers.get(moving[0]) if scaled and len(moving) == 1 else None
+
+
+def _constant(graph: Graph, name: str, depth: int = 8) -> bool:
+    """Whether a value is a weight, or made of weights alone."""
+    node = graph.producers.get(name)
+    if name in graph.weights or name in graph.known or not name:
+        return True
+    return (
+        depth > 0
+        and node is not None
+        and bool(node.inputs)
+        and all(_constant(graph, i, depth - 1) for i in node.inputs)
+    )

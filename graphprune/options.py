@@ -1,0 +1,123 @@
+"""The options of the command line that several commands share, and groups of them that are read as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from graphprune.budget import Request
+from graphprune.data import Calibration
+from graphprune.errors import UsageError
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
+ScoreName = Annotated[str, typer.Option("--score", help="How positions are ranked; see graphprune scores.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random scores, inputs and permutations, and of samples.")]
+VerifyMode = Annotated[str, typer.Option("--verify", help="full, structure (nothing is run) or none.")]
+Force = Annotated[bool, typer.Option("--force", help="Write even if nothing was cut, or over the input.")]
+ReportPath = Annotated[Path | None, typer.Option("--report", help="Also write the report: .json, .html, .md or .txt.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be left, and of what."""
+
+    keep: Annotated[float | None, typer.Option(help="Share of every Dim that stays, such as 0.5.")] = None
+    params: Annotated[float | None, typer.Option(help="Parameters that stay: a share up to 1, or a count.")] = None
+    macs: Annotated[float | None, typer.Option(help="Multiply-accumulates that stay: a share up to 1, or a count.")] = (
+        None
+    )
+    multiple: Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")] = 8
+    floor: Annotated[float, typer.Option(help="Least share of a Dim that stays.")] = 0.1
+    include: Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")] = (
+        None
+    )
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")
+    ] = None
+    allow: Annotated[list[str] | None, typer.Option(help="Also cut: hidden (residual stream), head-size, or all.")] = (
+        None
+    )
+
+    @property
+    def request(self) -> Request:
+        """As the budget takes it."""
+        lists = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
+        return Request(self.keep, self.params, self.macs, self.multiple, self.floor, *lists)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where calibration data comes from, and how it is read."""
+
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|self|noise|none",
+            help="Data to calibrate and prove on: .npz, .npy, a folder of arrays or images, a text; or what stands in.",
+        ),
+    ] = None
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer.json that text is read with.")] = None
+    samples: Annotated[int | None, typer.Option(help="Use at most this many samples, picked by --seed.")] = None
+    length: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 256
+    batch: Annotated[int | None, typer.Option(help="Samples that are run at once (default: 8, or what fits).")] = None
+    mean: Annotated[
+        str, typer.Option(help="Taken off pixels from 0 to 1: a number, or one a channel: 0.5,0.5,0.5.")
+    ] = "0"
+    std: Annotated[str, typer.Option(help="What pixels are then divided by, in the same way.")] = "1"
+    cache: Annotated[bool, typer.Option(help="Keep statistics on disk for the next run.")] = True
+
+    @property
+    def calibration(self) -> Calibration:
+        """As the library takes it."""
+        size = self.tokenizer, self.samples, self.length, self.batch
+        return Calibration(self.calib, *size, _numbers("mean", self.mean), _numbers("std", self.std), self.cache)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Whether and how the weights that stay are changed."""
+
+    compensate: Annotated[
+        bool | None, typer.Option(help="Change the weights that stay to make up for what goes (default: with data).")
+    ] = None
+    damping: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="How strongly they are held to what they were (default: by held-out error)."),
+    ] = None
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--{name} {text} holds no numbers", hint="such as 0.5, or 0.485,0.456,0.406") from error
+
+
+def grouped(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` as a command: each field of its dataclass parameters is an option of its own."""
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    flat: list[Parameter] = []
+    for name, parameter in signature(function).parameters.items():
+        if name not in groups:
+            flat.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        made = ((f.name, f.default, kinds[f.name]) for f in fields(groups[name]))
+        flat += [Parameter(n, Parameter.KEYWORD_ONLY, default=d, annotation=kind) for n, d, kind in made]
+
+    def command(**given: Any) -> None:
+        made = {name: kind(**{f.name: given.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        function(**given, **made)
+
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__annotations__ = {p.name: p.annotation for p in flat}
+    command.__signature__ = Signature(flat)  # type: ignore[attr-defined]
+    return command
