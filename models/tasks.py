@@ -221,12 +221,12 @@ SUBJECTS: dict[str, Subject] = {
     "smollm2": Subject(
         "SmolLM2-135M, next tokens of news",
         real.smollm2,
-        lambda seed: Calibration(text.windows(text.wikipedia(), text.WINDOWS, seed)),
+        lambda seed: Calibration(text.windows(text.wikipedia(), text.DRAWN, seed)),
         text.causal,
         (Metric("perplexity", False, None, ".1f"), AGREEMENT, Metric("kl", False, None, ".3f")),
         ("10%", "20%", "30%"),
         options={"multiple": 1, "floor": 0.05},
-        samples=text.WINDOWS,
+        samples=text.DRAWN,
         loss=_next_token,
     ),
 }
