@@ -1,8 +1,9 @@
 """Text that a causal language model writes itself, from its graph alone.
 
 There is no cache of keys and values in a plain graph, so that a token costs a run over all tokens before it. The model
-therefore sees a short context: every SNIPPET tokens it starts again from the last one. Many windows are written side by
-side. Each token is drawn from the model's own distribution (temperature 1); the first of a window is any token.
+therefore writes snippets of SNIPPET tokens, many side by side, and a window is a row of them. A snippet starts with any
+token of the vocabulary, which keeps them diverse; each further one is drawn from the model's own distribution
+(temperature 1).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from graphprune.graph import Array, Graph
 
 Tokens = npt.NDArray[np.int64]
 SNIPPET = 32
-"""Tokens that a context grows to before it starts again from its last one: 16 tokens are run for each that is made."""
+"""Tokens of a snippet: 16 are run for each that is made."""
 LANES = 64
-"""Windows that are written side by side."""
+"""Snippets that are written side by side."""
 _PROBE = 16
 
 
@@ -73,15 +74,15 @@ def write(
     assert one is not None
     random = np.random.default_rng(seed)
     step = _step(format, model, takes, one, number)
-    made = random.integers(0, one.rows, (windows, length))
+    size = min(SNIPPET, length)
+    made = random.integers(0, one.rows, (-(-windows * length // size), size))
     lanes = one.shape[0] if isinstance(one.shape[0], int) else LANES
-    for at in range(0, windows, lanes):
+    for at in range(0, len(made), lanes):
         some = made[at : at + lanes]
-        for place in range(1, length):
-            start = (place - 1) // (SNIPPET - 1) * (SNIPPET - 1)
-            some[:, place] = draw(step(some[:, start:place]), random)
-            progress((at * length + (place + 1) * len(some)) / made.size)
-    return made
+        for place in range(1, size):
+            some[:, place] = draw(step(some[:, :place]), random)
+            progress((at * size + (place + 1) * len(some)) / made.size)
+    return made.reshape(-1)[: windows * length].reshape(windows, length)
 
 
 def _step(format: Format, model: Any, takes: Mapping[str, Input], one: Input, number: int) -> Callable[[Tokens], Array]:

@@ -153,7 +153,8 @@ class _Side:
         weight = consumer.matrix(task.analysis.graph.weights[consumer.weight].load())
         size = float(np.einsum("ij,ij->", weight @ second, weight))
         metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
-        self.root = _root(weight, metric)
+        taps = len(weight) // len(metric) if len(metric) > 1 else 1
+        self.root = _root(weight, np.kron(metric, np.eye(taps)) if taps > 1 else metric)
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
