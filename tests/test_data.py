@@ -240,13 +240,15 @@ def test_large_outputs_make_small_batches(loaded: Loaded, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("shape", [("batch", "sequence"), (2, "sequence"), ("batch", 40), (3, 40)])
 def test_a_model_writes_what_it_would_say(shape: tuple[int | str, int | str]) -> None:
-    """Whatever of its sizes is fixed; the first token of each window is any."""
+    """Whatever of its sizes is fixed; the first token of each snippet is any."""
     model = graphprune.load(writer(batch=shape[0], sequence=shape[1]).model())
     found = brought(model, "self", samples=6, length=40)
     tokens = joined(found, model.analysis.graph.inputs[0])
     assert tokens.shape == (6, 40)
-    np.testing.assert_array_equal(tokens[:, 1:], (3 * tokens[:, :-1] + 1) % ROWS)
-    assert len(set(tokens[:, 0].tolist())) > 2
+    whole = tokens.size // language.SNIPPET * language.SNIPPET
+    snippets = tokens.reshape(-1)[:whole].reshape(-1, language.SNIPPET)
+    np.testing.assert_array_equal(snippets[:, 1:], (3 * snippets[:, :-1] + 1) % ROWS)
+    assert len(set(snippets[:, 0].tolist())) > 2
     assert "6 windows of 40 tokens that the model wrote itself" in found.words
     assert found.shown is None
     again, other = (brought(model, "self", seed=seed, samples=6, length=40) for seed in (0, 1))
