@@ -22,6 +22,7 @@ from graphprune.dims import Chosen, Dim, atoms, touched
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, fingerprint, make_plan
+from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
 from graphprune.stats import Batches, Moments, collect
@@ -74,12 +75,12 @@ class Loaded:
             return self, {}
         data = bring(calib, self.format, self.model, seed=seed, progress=progress)
         loaded = self.at(data.shown) if data.shown and self.model.given is None else self
-        seen = {"sample": data.batches[0] if data.batches else None, "batches": data.batches}
+        seen = {"sample": data.batches[0] if data.batches else None, "batches": data.batches or None}
         if not moments:
             return loaded, seen
         watch = _stage(progress, "statistics")
         found = loaded.measure(data.batches or None, wanted, progress=watch, cached=calib.cache)
-        notes = (*self.notes, data.words, *data.notes, *thin(found))
+        notes = (*loaded.notes, data.words, *data.notes, *(thin(found) if data.batches else ()))
         return replace(loaded, notes=notes), {**seen, "moments": found}
 
     def measure(
@@ -93,16 +94,16 @@ class Loaded:
         """Moments of the activations that weights multiply, over ``batches`` of inputs by name.
 
         With ``wanted`` only where Dims are that a request lets be cut, or that a plan cuts. None for ``batches`` is no
-        forward pass at all.
+        forward pass at all: what weights and normalisations say.
         """
-        if batches is None:
-            raise UsageError(
-                "statistics without a forward pass cannot be had yet", hint="give --calib FILE, self or noise"
-            )
         dims = self._wanted(wanted)
         found = [c for c in consumers(self.analysis) if dims is None or not dims.isdisjoint(atoms(c.dim))]
         sites = dict.fromkeys(site for consumer in found for site in consumer.sites)
         graph = self.analysis.graph
+        if batches is None:
+            moments, notes = propagate(graph, sites)
+            self.notes = (*self.notes, *notes)
+            return moments
         sizes = {site: features(graph, site) for site in sites}
         gather = partial(self.format.moments, self.model)
         return measured(graph, sizes, batches, gather, progress or (lambda done: None), cached)

@@ -20,14 +20,15 @@ from graphprune.memory import give_back
 
 Floats = npt.NDArray[np.float64]
 Batches = Iterable[Mapping[str, Array]]
-BUDGET = 1 << 29
+BUDGET = 1 << 30
 """Bytes of moments that are held in one pass; where all sites take more, the data are gone through again."""
 
 
 @dataclass
 class Moments:
     """Of vectors x of n features: ``count`` seen, ``total`` [n] their sum, ``second`` [n, n] that of x xᵀ, ``absolute``
-    [n] that of |x|.
+    [n] that of |x|. ``half`` are those of every other batch, where there were several: what was seen on one half of
+    the data can be tried on the other.
 
     >>> moments = Moments.of(np.array([[1.0, 0.0], [3.0, 2.0]]))
     >>> moments.mean.tolist(), moments.covariance.tolist()
@@ -38,6 +39,7 @@ class Moments:
     total: Floats
     second: Floats
     absolute: Floats
+    half: Moments | None = None
 
     @staticmethod
     def none(size: int) -> Moments:
@@ -72,12 +74,25 @@ class Moments:
         """E[x xᵀ] - E[x] E[x]ᵀ, [n, n]."""
         return self.raw - np.outer(self.mean, self.mean)
 
+    @property
+    def halves(self) -> tuple[Moments, Moments] | None:
+        """Of every other batch, and of those between, where there were several."""
+        if self.half is None:
+            return None
+        count, total, second, absolute = self.half.count, self.half.total, self.half.second, self.half.absolute
+        rest = self.count - count, self.total - total, self.second - second, self.absolute - absolute
+        return Moments(count, total, second, absolute), Moments(*rest)
+
 
 def merged(parts: Sequence[Moments]) -> Moments:
     """Moments of all vectors of ``parts`` together."""
+    if len(parts) == 1:
+        return parts[0]
     whole = Moments.none(len(parts[0].total))
     for part in parts:
         whole.add(part.count, part.total, part.second, part.absolute)
+    halves = [part.half for part in parts if part.half is not None]
+    whole.half = merged(halves) if len(halves) == len(parts) else None
     return whole
 
 
@@ -95,7 +110,13 @@ def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, 
         raise UsageError("there is no calibration data", hint="give at least one batch of inputs")
     found: dict[Site, Moments] = {}
     for group in _groups(dict.fromkeys(sites), sizes):
-        found |= gather(group, held)
+        first, *rest = (gather(group, part) for part in _halves(held))
+        for site, half in first.items():
+            found[site] = half
+            if rest:
+                found[site] = merged([half, rest[0][site]])
+                half.second = half.second.astype(np.float32)
+                found[site].half = half
         give_back()
     for site, moments in found.items():
         if not np.isfinite(moments.second).all():
@@ -104,6 +125,12 @@ def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, 
                 hint="check the inputs for NaN and infinity, and for a range that the model was not made for",
             )
     return found
+
+
+def _halves(batches: Sequence[Mapping[str, Array]]) -> Iterator[Batches]:
+    """Every other batch, and those between if there are any."""
+    for start in range(min(2, len(batches))):
+        yield (batches[at] for at in range(start, len(batches), 2))
 
 
 def _groups(sites: Iterable[Site], sizes: Mapping[Site, int]) -> Iterator[list[Site]]:

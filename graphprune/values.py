@@ -105,7 +105,7 @@ def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Floats]:
     return run
 
 
-_EVALUATE: dict[str, Callable[[Node, list[Floats | None]], Floats]] = {
+EVALUATE: dict[str, Callable[[Node, list[Floats | None]], Floats]] = {
     "identity": lambda node, args: _first(args),
     "cast": _cast,
     "neg": lambda node, args: -_first(args),
@@ -149,7 +149,7 @@ class Values:
                 todo.pop()
                 continue
             node = self._graph.producers.get(top)
-            evaluable = node is not None and node.op in _EVALUATE and self._small(top)
+            evaluable = node is not None and node.op in EVALUATE and self._small(top)
             missing = [i for i in node.inputs if i not in self._done] if evaluable and node else []
             if missing and len(todo) < _LIMIT:
                 todo += missing
@@ -177,7 +177,7 @@ class Values:
         if node is None:
             return None
         try:
-            result = np.asarray(_EVALUATE[node.op](node, [self._done[i] for i in node.inputs]), np.float64)
+            result = np.asarray(EVALUATE[node.op](node, [self._done[i] for i in node.inputs]), np.float64)
         except (ValueError, TypeError, IndexError, KeyError):
             return None
         return self._as_stored(name, result)

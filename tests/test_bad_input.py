@@ -560,7 +560,6 @@ OPTIONS = {
     "--std 0": "a std of 0",
     "--mean a,b": "--mean a,b holds no numbers",
     "--damping -1": "Invalid value for '--damping'",
-    "--tokenizer no.json --calib none": "without a forward pass",
 }
 
 

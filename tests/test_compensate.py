@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune import Request
-from graphprune.compensate import DAMPING, bias_of, compensate, held_out, solve
+from graphprune.compensate import DAMPING, How, bias_of, compensate, held_out, solve
 from graphprune.consumers import consumers
 from graphprune.errors import UsageError
 from graphprune.pipeline import DAMPINGS, Loaded
 from graphprune.scores import Task, score_atoms
 from graphprune.scores.obs import _metrics
-from graphprune.stats import Moments
+from graphprune.stats import Moments, merged
 from models import digits
 from tests.build import Net
 
@@ -215,6 +216,43 @@ def test_the_metric_is_half_the_fisher() -> None:
     np.testing.assert_allclose(_metrics(task, [last])[last.weight], shrunk / 4 / 2, rtol=0.1, atol=2)
 
 
+def test_errors_are_those_on_data_that_were_not_fitted() -> None:
+    """With few samples least squares fit what is not there: the scores rise to what the other half of the data says."""
+    loaded = graphprune.load(mlp(data(24, 16)).model())
+    (name,) = loaded.analysis.graph.inputs
+    ratio = {}
+    for samples in (6, 2000):
+        batches = [{name: data(samples, 16, seed=i)} for i in range(4)]
+        moments = loaded.measure(batches)
+        whole = {site: replace(m, half=None) for site, m in moments.items()}
+        found = []
+        for known in (moments, whole):
+            (scores,) = loaded.scores(Request(keep=0.5), "obs", moments=known).values()
+            found.append(np.sort(scores)[:-1])
+        assert (found[0] >= found[1] * (1 - 1e-9)).all()
+        ratio[samples] = float(np.mean(found[0]) / np.mean(found[1]))
+    assert ratio[6] > 1.5
+    assert ratio[2000] < 1.1
+
+
+def test_halves_of_the_data() -> None:
+    """Every other batch, and those between; none where there is one batch; those of a weight read twice are added."""
+    loaded = graphprune.load(digits.PATH)
+    images = digits.split()[0]
+    batches = [{"image": images[at : at + 10]} for at in range(0, 50, 10)]
+    parts = loaded.measure(batches[::2]), loaded.measure(batches[1::2])
+    for site, moments in loaded.measure(batches).items():
+        halves = moments.halves
+        assert halves is not None
+        for half, part in zip(halves, parts, strict=True):
+            assert half.count == part[site].count
+            np.testing.assert_allclose(half.second, part[site].second, rtol=1e-4, atol=1e-3)
+        twice = merged([moments, moments])
+        assert twice.half is not None
+        assert twice.half.count == 2 * halves[0].count
+    assert all(m.halves is None for m in loaded.measure(batches[:1]).values())
+
+
 def test_without_gradients_outputs_decide_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise UsageError("no gradient is known of Mystery")
@@ -390,12 +428,15 @@ def test_windows_of_convolutions(seed: int, kernel: tuple[int, ...], stride: int
 def test_the_mean_of_a_batch_norm_is_a_bias() -> None:
     """A channel that never changes is made up for where no layer has a bias, but a batch norm follows."""
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4)).eval()
+    first, last = nn.Conv2d(2, 6, 1), nn.BatchNorm2d(4)
+    module = nn.Sequential(first, nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False), last).eval()
     with torch.no_grad():
-        module[0].weight[3], module[0].bias[3] = 0.0, 2.0
-        module[3].running_mean.normal_()
+        first.weight[3] = 0.0
+        first.get_parameter("bias").copy_(torch.arange(6.0))
+        last.get_buffer("running_mean").copy_(torch.arange(4.0))
     x = torch.as_tensor(data(20, 2, 4, 4))
-    for compensate_by in ("bias", "least-squares"):
+    ways: tuple[How, ...] = ("bias", "least-squares")
+    for how in ways:
         loaded = graphprune.load(module, example_inputs=(x,))
         consumer = consumers(loaded.analysis)[-1]
         found = bias_of(loaded.analysis, consumer)
@@ -403,7 +444,7 @@ def test_the_mean_of_a_batch_norm_is_a_bias() -> None:
         assert found.sign == -1
         moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x.numpy()}])
         chosen = {consumer.channels: np.array([0, 1, 2, 4, 5])}
-        changed = compensate(loaded.analysis, chosen, moments, 0.0, compensate_by)  # type: ignore[arg-type]
+        changed = compensate(loaded.analysis, chosen, moments, 0.0, how)
         assert not changed.add
         model = loaded.format.replaced(loaded.model, *changed)
         pruned = Loaded(loaded.format, loaded.format.apply(model, loaded.analysis, chosen), loaded.analysis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune import Calibration, Request
-from graphprune.data import Data, bring, cache, language, synthetic
+from graphprune.cost import CostModel
+from graphprune.data import Data, bring, cache, inversion, language, synthetic
 from graphprune.data.inputs import ids, inputs
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.last import _upstream
@@ -318,6 +320,105 @@ def test_images_that_suit_batch_norms(loaded: Loaded) -> None:
     assert abs(made.std() - real.std()) < 0.1 < abs(noise.std() - real.std())
 
 
+def pulled(loaded: Loaded, images: npt.NDArray[Any]) -> float:
+    """How far the statistics before all batch norms are from what these remember."""
+    (name,), norms = loaded.analysis.graph.inputs, synthetic.norms(loaded.analysis.graph)
+    first = loaded.analysis.graph.shape(name)[0]  # type: ignore[index]
+    runs = np.split(images, len(images) // first) if isinstance(first, int) else [images]
+    labels = [np.zeros(len(run)) for run in runs]
+    apart, *_ = loaded.format.pull(loaded.model, norms)([{name: run} for run in runs], labels)
+    return float(apart)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, samples: int) -> Data:
+    """What is made where nothing can be differentiated."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.format, "pull", mock.Mock(side_effect=UsageError("nothing to follow")))
+        return brought(loaded, "self", samples=samples, cache=False)
+
+
+def test_images_follow_every_batch_norm(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five times nearer than what is drawn, in the same range, and of all classes alike; by the seed."""
+    before = drawn(monkeypatch, loaded, 64)
+    made = brought(loaded, "self", samples=64, cache=False)
+    start, end = joined(before, "image"), joined(made, "image")
+    assert 5 * pulled(loaded, end) < pulled(loaded, start)
+    assert start.min() <= end.min() < end.max() <= start.max()
+    named = loaded.format.run(loaded.model)({"image": end})["logits"].argmax(1)
+    assert set(np.bincount(named, minlength=10)) == {6, 7}
+    assert made.words == "statistics from 64 images made to suit the model's batch norms"
+    assert made.notes == ()
+    few, again, other = (brought(loaded, "self", seed=seed, samples=8, cache=False) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(joined(few, "image"), joined(again, "image"))
+    assert (joined(few, "image") != joined(other, "image")).any()
+
+
+def test_descent_stays_inside_the_limits() -> None:
+    """And goes as far as they are, down every slope."""
+    start, slope = np.zeros((1, 1, 2, 2)), np.array([[1.0, -1.0], [3.0, 0.0]])
+    found = inversion._descended(start, lambda x: x + slope - x, 50, 0.1, (-0.5, 0.25), lambda done: None)
+    np.testing.assert_array_equal(found[0, 0], [[-0.5, 0.25], [-0.5, 0.0]])
+
+
+def test_images_without_gradients(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what was drawn, and the report says why."""
+    found = [drawn(monkeypatch, loaded, 16)]
+    with monkeypatch.context() as patch:
+        broken = [{"image": np.full((16, 1, 8, 8), np.nan)}]
+        patch.setattr(loaded.format, "pull", lambda *_: lambda *_: (0.0, 0.0, broken))
+        found.append(brought(loaded, "self", samples=16, cache=False))
+    monkeypatch.delitem(sys.modules, "graphprune.formats.onnx.lift", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found.append(brought(loaded, "self", samples=16, cache=False))
+    for data, why in zip(found, ("nothing to follow", "not finite", "need torch"), strict=True):
+        assert data.words == "statistics from 16 smooth images made to suit the model's batch norms"
+        assert data.notes[0].startswith("images suit the first batch norms only")
+        assert data.notes[0].endswith(why)
+        np.testing.assert_array_equal(joined(data, "image"), joined(found[0], "image"))
+
+
+class Normed(nn.Module):
+    """Two convolutions with batch norms that remember something of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        norms = [nn.BatchNorm2d(width) for width in (6, 8)]
+        for norm in norms:
+            nn.init.normal_(norm.running_mean, 0, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.1, 0.5)  # type: ignore[arg-type]
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3), norms[0], nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3), norms[1], nn.ReLU()
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(image).mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("batch", [4, "batch"])
+def test_torch_images_follow_every_batch_norm(batch: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a module that takes any number of images, and of one that takes four at a time: its runs count together."""
+    shapes = ({0: torch.export.Dim(batch)},) if isinstance(batch, str) else None
+    how: dict[str, Any] = {"example_inputs": (torch.zeros(4, 3, 12, 12),), "dynamic_shapes": shapes}
+    model = graphprune.load(Normed().eval(), **how)
+    before, after = drawn(monkeypatch, model, 16), brought(model, "self", samples=16, cache=False)
+    assert 3 * pulled(model, joined(after, "image")) < pulled(model, joined(before, "image"))
+    assert joined(after, "image").shape == (16, 3, 12, 12)
+
+
+def test_large_models_get_fewer_images(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then fewer steps, but some of each."""
+    one, each = inputs(loaded.analysis.graph)["image"], CostModel(loaded.analysis).macs({})
+    each //= loaded.analysis.graph.example.get("batch", 1)
+    counts = []
+    for effort in (1e4, 80, 20, 0):
+        monkeypatch.setattr(inversion, "EFFORT", effort * 20 * each)
+        counts.append(inversion._affordable(loaded.analysis.graph, one, (64, 1, 8, 8)))
+    assert counts == [(64, 60), (64, 25), (20, 20), (8, 1)]
+
+
 def test_a_model_that_can_make_nothing_itself() -> None:
     model = graphprune.load(fixed().model())
     with pytest.raises(UsageError, match="cannot make data itself") as error:
@@ -359,7 +460,7 @@ def test_the_best_source_without_data() -> None:
         assert words in brought(graphprune.load(model), samples=8, length=8).words
     assert "noise" in brought(graphprune.load(fixed().model()), samples=8).words
     notes = graphprune.prune(digits.PATH, **CUT).report.notes
-    assert any("statistics from 256 smooth images" in note for note in notes)
+    assert any("statistics from 256 images" in note for note in notes)
     assert any("least squares" in note for note in notes)
     plain = graphprune.prune(digits.PATH, keep=0.5, verify="none")
     assert plain.report.notes == []

@@ -18,9 +18,9 @@ from graphprune.rules import registry
 
 ROOT = Path(graphprune.__file__).parent
 ORDER = (
-    "errors", "memory", "graph", "dims", "signature", "rules", "values", "analysis", "consumers", "stats", "scores",
-    "cost",
-    "compensate", "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
+    "errors", "memory", "graph", "dims", "signature", "rules", "values", "analysis", "consumers", "stats",
+    "propagate", "compensate", "scores", "cost",
+    "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
     "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""

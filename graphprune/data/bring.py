@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphprune.data import cache, files, language, synthetic
+from graphprune.data import cache, files, inversion, language, synthetic
 from graphprune.data.inputs import Feeds, Input, checked, cut, fitting, ids, inputs
 from graphprune.data.wanted import WORDS, Calibration, Data
 from graphprune.errors import UsageError
@@ -149,11 +149,23 @@ class _Run:
             watch = partial(self.progress, "matching batch norms")
             return synthetic.matched(self.format, self.model, one, shape, self._images, self.seed, watch)
 
-        made = self._kept(synthetic.matched, make, shape)
-        return self._made({name: made}, "smooth images made to suit the model's batch norms")
+        drawn = self._kept(synthetic.matched, make, shape)
 
-    def _images(self, images: Array) -> list[Feeds]:
-        return self._cut(dict.fromkeys(self.takes, images), None)
+        def move() -> Array:
+            watch = partial(self.progress, "following batch norms")
+            runs = partial(self._images, batch=-1)
+            return inversion.inverted(self.format, self.model, one, drawn, runs, self.seed, watch)
+
+        code = cache.code_key(synthetic.matched, self.format.pull)
+        try:
+            made = self._kept(inversion.inverted, move, shape, code)
+        except UsageError as error:
+            why = f"images suit the first batch norms only, as there are no gradients to follow: {error.what}"
+            return self._made({name: drawn}, "smooth images made to suit the model's batch norms", (why,))
+        return self._made({name: made}, "images made to suit the model's batch norms")
+
+    def _images(self, images: Array, batch: int | None = None) -> list[Feeds]:
+        return self._cut(dict.fromkeys(self.takes, images), None, batch)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of arrays for as many samples as are wanted, at sizes that the model was seen to run at."""
@@ -171,7 +183,7 @@ class _Run:
         runs = -(-samples // max((shape[0] for shape in shapes.values() if shape), default=1))
         return {name: (runs * shape[0], *shape[1:]) if shape else () for name, shape in shapes.items()}
 
-    def _made(self, arrays: Feeds, what: str) -> Data:
+    def _made(self, arrays: Feeds, what: str, notes: tuple[str, ...] = ()) -> Data:
         """Arrays that nobody gave, if the model makes numbers of them."""
         batches = self._cut(arrays, None)
         for name, value in self.format.run(self.model)(batches[0]).items():
@@ -179,7 +191,7 @@ class _Run:
                 raise UsageError(
                     f"the output {name!r} is NaN on noise", hint="give data that the model is made for: --calib FILE"
                 )
-        return self._data(batches, what, given=False)
+        return self._data(batches, what, notes, given=False)
 
     def _folder(self, path: Path) -> list[Feeds]:
         """Batches from the files in ``path``, those of one shape together."""

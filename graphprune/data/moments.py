@@ -11,6 +11,8 @@ from graphprune.data import cache
 from graphprune.graph import Array, Graph
 from graphprune.stats import Batches, Gather, Moments, collect
 
+_PARTS = [part.name for part in fields(Moments) if part.name != "half"]
+
 
 class _Watched(Sequence[Any]):
     """A sequence that tells how far through it somebody is."""
@@ -46,16 +48,19 @@ def measured(
 
 
 def _arrays(found: Mapping[Site, Moments]) -> dict[str, Any]:
-    parts = fields(Moments)
-    return {f"{i}.{part.name}": getattr(m, part.name) for i, m in enumerate(found.values()) for part in parts}
+    whole = {f"{i}.{name}": getattr(m, name) for i, m in enumerate(found.values()) for name in _PARTS}
+    halves = ((f"{i}.half", m.half) for i, m in enumerate(found.values()) if m.half)
+    return whole | {f"{i}.{name}": getattr(m, name) for i, m in halves for name in _PARTS}
 
 
 def _read(sites: Iterable[Site], arrays: Mapping[str, Array]) -> dict[Site, Moments]:
-    found = {}
-    for i, site in enumerate(sites):
-        parts: dict[str, Any] = {part.name: arrays[f"{i}.{part.name}"] for part in fields(Moments)}
-        found[site] = Moments(**{**parts, "count": int(parts["count"])})
-    return found
+    return {site: _one(str(i), arrays) for i, site in enumerate(sites)}
+
+
+def _one(key: str, arrays: Mapping[str, Array]) -> Moments:
+    parts: dict[str, Any] = {name: arrays[f"{key}.{name}"] for name in _PARTS}
+    half = _one(f"{key}.half", arrays) if f"{key}.half.count" in arrays else None
+    return Moments(**{**parts, "count": int(parts["count"]), "half": half})
 
 
 def thin(moments: Mapping[Site, Moments]) -> tuple[str, ...]:

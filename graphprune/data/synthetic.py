@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from graphprune.graph import Array, Graph, Node
 
 Floats = npt.NDArray[np.float64]
 LAYERS = 4
-"""Batch norms that inputs are matched to, the first in the graph."""
+"""Batch norms that drawn images are matched to, the first in the graph."""
 _ROUNDS = 12
 _TRIED = 32
 """Images that are looked at while trying."""
@@ -58,10 +59,11 @@ def _smooth(shape: tuple[int, ...], space: tuple[int, int], random: np.random.Ge
     return np.asarray(made / np.maximum(made.std(space, keepdims=True), 1e-6), np.float64)
 
 
-def norms(graph: Graph) -> list[Node]:
-    """The first batch norms with statistics of their own."""
+def norms(graph: Graph) -> dict[Site, tuple[Floats, Floats]]:
+    """Mean and variance of each channel of what batch norms read, where they have statistics of their own."""
     found = (node for node in graph.nodes if node.op == "batch_norm" and len(node.inputs) > 4)
-    return [node for node in found if all(name in graph.weights for name in node.inputs[3:5])][:LAYERS]
+    own = [node for node in found if all(name in graph.weights for name in node.inputs[3:5])]
+    return {Site(node.inputs[0], 1): _remembered(graph, node) for node in own}
 
 
 def matched(
@@ -78,9 +80,8 @@ def matched(
     Found by trying: a step up and down in each number in turn, smaller ones when none helps.
     """
     assert one.pixels is not None
-    graph = model.graph
     few = (min(shape[0], _TRIED), *shape[1:])
-    at = {Site(node.inputs[0], 1): _remembered(graph, node) for node in norms(graph)}
+    at = dict(islice(norms(model.graph).items(), LAYERS))
     wide = [size if axis == one.pixels[0] else 1 for axis, size in enumerate(shape)]
 
     def made(numbers: Floats, shape: tuple[int, ...]) -> Array:

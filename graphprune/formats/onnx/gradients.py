@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from graphprune.consumers import Site
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.graph import Array
@@ -25,7 +26,12 @@ def signals(
     return lambda values: _torch("by_activation")(_torch("lift")(model), values, loss, batches, seed)
 
 
-_PLACES = {"lift": "graphprune.formats.onnx.lift"}
+def pull(model: OnnxModel, wanted: Mapping[Site, tuple[Array, Array]]) -> Any:
+    """As for a torch module."""
+    return _torch("towards")(_torch("lift")(model), wanted)
+
+
+_PLACES = {"lift": "graphprune.formats.onnx.lift", "towards": "graphprune.formats.torch.pull"}
 
 
 def _torch(name: str) -> Any:

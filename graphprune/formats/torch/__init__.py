@@ -20,6 +20,7 @@ from graphprune.formats.torch.proof import (
     same,
     trials,
 )
+from graphprune.formats.torch.pull import pull
 from graphprune.formats.torch.read import read
 from graphprune.formats.torch.recover import reestimate_batch_norm
 from graphprune.formats.torch.surgery import apply
@@ -40,6 +41,7 @@ __all__ = [
     "moments",
     "native",
     "nudge",
+    "pull",
     "read",
     "reestimate_batch_norm",
     "replaced",

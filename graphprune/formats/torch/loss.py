@@ -40,6 +40,21 @@ def own_loss(graph: Graph, seed: int, *, labels: bool = True) -> Callable[[Mappi
     return loss
 
 
+def class_loss(graph: Graph) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """Mean cross entropy of outputs that choose one class a sample; labels in [0, 1) are shares of their classes.
+
+    Zero where there are no such outputs.
+    """
+    flat = [name for name in graph.outputs if len(graph.shape(name) or ()) == 2]
+    found = {name: how for name in flat if (how := _classes(graph, name)) is not None}
+
+    def loss(outputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        terms = [_surprise(outputs[n], how, (labels * outputs[n].shape[1]).long()) for n, how in found.items()]
+        return torch.stack(terms).sum() / len(labels) if terms else torch.zeros(())
+
+    return loss
+
+
 def _cross_entropy(value: Tensor, how: str, generator: torch.Generator) -> Tensor:
     """-log p of a class drawn from p, summed over all positions; in blocks, as a vocabulary is large."""
     return torch.stack([_drawn(rows, how, generator) for rows in torch.split(value.flatten(0, -2), _ROWS)]).sum()
@@ -51,9 +66,14 @@ def _drawn(rows: Tensor, how: str, generator: torch.Generator) -> Tensor:
         running = (rows if how == "probabilities" else rows.softmax(1)).cumsum(1)
         points = torch.rand(len(rows), 1, generator=generator).to(running) * running[:, -1:]
         labels = torch.searchsorted(running, points, right=True).clamp(max=rows.shape[1] - 1)
+    return _surprise(rows, how, labels[:, 0])
+
+
+def _surprise(rows: Tensor, how: str, labels: Tensor) -> Tensor:
+    """-log p of each row's label, summed."""
     if how == "probabilities":
-        return -rows.gather(1, labels).clamp(min=_TINY).log().sum()
-    return torch.nn.functional.cross_entropy(rows, labels[:, 0], reduction="sum")
+        return -rows.gather(1, labels[:, None]).clamp(min=_TINY).log().sum()
+    return torch.nn.functional.cross_entropy(rows, labels, reduction="sum")
 
 
 def _normal(value: Tensor, generator: torch.Generator) -> Tensor:

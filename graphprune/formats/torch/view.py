@@ -167,6 +167,8 @@ class _Builder:
                 attrs[name] = int(source[1:])
             elif source[0] != "?" and args.get(source) is not None and not isinstance(args[source], fx.Node):
                 attrs[name] = args[source]
+        if call.inputs == "*":  # of operands that are numbers nothing else is left
+            attrs |= {name: value for name, value in args.items() if type(value) in (int, float)}
         inputs = tuple(self._inputs(node, call, args))
         if call.fix is not None:
             first = self.values.get(inputs[0]) if inputs else None
