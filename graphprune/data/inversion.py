@@ -26,7 +26,7 @@ RATE = 0.15
 """The length of the first step, in deviations of the drawn images."""
 TOGETHER, LEAST, PIXELS = 64, 8, 1 << 19
 """Images whose statistics are taken together, and the least of them where they hold more pixels than that."""
-EFFORT = 5e12
+EFFORT = 2e12
 """Multiply-accumulates of all forward runs, which bound images and steps."""
 Runs = Callable[[Array], Sequence[Feeds]]
 
