@@ -158,10 +158,10 @@ def test_page() -> None:
     assert len({row.count("|") for row in table}) == 1
     assert [row.split("|")[1].strip() for row in table[2:]] == ["`obs`", "`l1`"]
     assert "| 55.0% (50.0% to 60.0%) |" in table[3]
-    text = page(found, "the command")
+    text = page(found, "A note on the rows.")
     assert "- Failed, 1 rows of `fisher`: UsageError: a / b" in text
     assert "With numpy 2." in text
-    assert "the command" in text
+    assert "A note on the rows." in text
     assert "Dense: accuracy 90.0%" in text
 
 

@@ -20,6 +20,7 @@ from graphprune import Request
 from graphprune.compensate import DAMPING, How, bias_of, compensate, held_out, solve
 from graphprune.consumers import consumers
 from graphprune.errors import UsageError
+from graphprune.formats.torch.loss import TEMPERATURE
 from graphprune.pipeline import DAMPINGS, Loaded
 from graphprune.scores import Task, score_atoms
 from graphprune.scores.obs import _metrics
@@ -201,14 +202,14 @@ def test_the_metric_is_the_fisher_of_the_model() -> None:
 
 
 def test_the_metric_is_half_the_fisher() -> None:
-    """On a softmax over a linear layer it is diag(p) - p pᵀ, shrunk to its mean eigenvalue."""
+    """On a softmax over a linear layer it is diag(p) - p pᵀ over T², shrunk to its mean eigenvalue."""
     net = Net()
     net.output(net.op("Gemm", net.op("Relu", net.op("MatMul", net.input("n", 5), net.weight(5, 8))), net.weight(8, 3)))
     loaded = graphprune.load(net.model())
     x = data(4000, 5)
-    logits = outputs(loaded, x).astype(np.float64)
+    logits = outputs(loaded, x).astype(np.float64) / TEMPERATURE
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    fisher = np.diag(p.sum(0)) - p.T @ p
+    fisher = (np.diag(p.sum(0)) - p.T @ p) / TEMPERATURE**2
     batches = [{loaded.analysis.graph.inputs[0]: part} for part in np.split(x, 4)]
     task = Task(loaded.analysis, loaded.analysis.prunable, signals=loaded.format.signals(loaded.model, None, batches))
     last = consumers(loaded.analysis)[-1]

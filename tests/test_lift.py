@@ -26,7 +26,7 @@ from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.onnx import OnnxModel
 from graphprune.formats.onnx.lift import lift
 from graphprune.formats.onnx.lift_ops import OPS
-from graphprune.formats.torch.loss import own_loss
+from graphprune.formats.torch.loss import TEMPERATURE, own_loss
 from graphprune.scores import Task, score_atoms
 from models import digits, light, real
 from tests.build import Net
@@ -321,17 +321,17 @@ def test_values_that_are_computed_again() -> None:
 
 
 def test_squared_gradients_are_the_fisher_matrix() -> None:
-    """Of logits: the mean square over drawn labels is p (1 - p), the mean nothing."""
+    """Of logits: the mean square over drawn labels is p (1 - p) over T², the mean nothing."""
     loaded = graphprune.load(digits.PATH)
     network = lift(loaded.model)
     image = digits.split()[0][7:8] * 0.3  # a dark digit: the model is not sure
-    p = network({"image": image})["logits"].softmax(1).numpy()[0]
+    p = (network({"image": image})["logits"] / TEMPERATURE).softmax(1).numpy()[0]
     assert p.max() < 0.9
     feeds = {"image": np.repeat(image, 4000, 0)}
     (seen,) = loaded.format.signals(loaded.model, None, [feeds])(["logits"])
     gradient = seen["logits"][1].astype(np.float64)
     np.testing.assert_allclose(gradient.mean(0), 0, atol=0.03)
-    np.testing.assert_allclose((gradient**2).mean(0), p * (1 - p), atol=0.02)
+    np.testing.assert_allclose((gradient**2).mean(0) * TEMPERATURE**2, p * (1 - p), atol=0.02)
 
 
 def test_other_outputs_are_means() -> None:

@@ -253,12 +253,13 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=7200, help="seconds for a process")
     parser.add_argument("--again", action="store_true", help="forget the rows that failed")
     parser.add_argument("--write", type=Path, help="write this page from the state, and run nothing")
+    parser.add_argument("--note", default="", help="what to say of how the rows were made")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     state = State(options.state)
     wanted = Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
     if options.write:
-        options.write.write_text(page(state.read(), "python -m tools.bench_quality --state STATE --seeds 0 1 2"))
+        options.write.write_text(page(state.read(), options.note))
     elif options.child:
         run_group(options.child, list(wanted.rows()), state)
     else:

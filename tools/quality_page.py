@@ -10,13 +10,13 @@ from models.tasks import SUBJECTS, Metric, Subject
 from tools.quality_rows import Found, Row
 
 
-def page(found: Mapping[Row, Found], command: str) -> str:
-    """All subjects that have rows."""
+def page(found: Mapping[Row, Found], note: str = "") -> str:
+    """All subjects that have rows; ``note`` says more on how they were made."""
     parts = [section(name, found) for name in SUBJECTS if any(row.subject == name for row in found)]
     seeds = sorted({row.seed for row in found if row.score != "dense"})
     used: dict[str, str] = next((line["versions"] for line in [*found.values()][::-1] if "versions" in line), {})
     return _INTRO.format(
-        command=command,
+        note=f" {note}" if note else "",
         seeds=", ".join(map(str, seeds)),
         versions=", ".join(f"{name} {number}" for name, number in used.items()),
         subjects="\n".join(parts),
@@ -108,7 +108,8 @@ every source of data. Written by
 
 <!-- not run: it takes hours -->
 ```sh
-{command}
+python -m tools.bench_quality --state STATE
+python -m tools.bench_quality --state STATE --write docs/bench-quality.md
 ```
 
 - *score*: which positions go. *compensation*: what is done with what stays: nothing; the mean of what went is added to
@@ -122,7 +123,7 @@ every source of data. Written by
 - *seconds* and *GB* are for a cut on one thread, from the file to the file, reading and calibrating included, scoring
   on held-out data not: the mean over the row's seeds and budgets, and the largest peak of memory.
 
-With {versions}.
+With {versions}.{note}
 
 {subjects}
 """

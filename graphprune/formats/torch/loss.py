@@ -1,8 +1,9 @@
 """The loss that a model brings along: its own outputs are the labels, so that squared gradients are its Fisher matrix.
 
-An output whose last axis are classes (it ends in a softmax, or in a linear layer with nothing behind) is sampled from,
-and the loss is the cross entropy. Where there is none, outputs are means of a normal distribution whose deviation is
-their own size. Losses are sums over all positions: terms of different samples are independent, and cancel on average.
+An output whose last axis are classes (it ends in a softmax, or in a linear layer with nothing behind) is sampled from
+at a raised temperature, and the loss is the cross entropy. Where there is none, outputs are means of a normal
+distribution whose deviation is their own size. Losses are sums over all positions: terms of different samples are
+independent, and cancel on average.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _SCALE = ("add", "sub", "mul", "div", "to", "_to_copy")
 _LINEAR = {"matmul": -1, "gemm": -1, "linear": -1, "conv": 1}
 """The axis that the outputs of a layer are on."""
 _TINY = 1e-30
+TEMPERATURE = 2.0
+"""What logits are divided by: a model that is sure of itself has hardly a gradient, and loses much all the same."""
 _ROWS = 64
 
 
@@ -61,12 +64,13 @@ def _cross_entropy(value: Tensor, how: str, generator: torch.Generator) -> Tenso
 
 
 def _drawn(rows: Tensor, how: str, generator: torch.Generator) -> Tensor:
-    """A class is drawn for each row by one number that falls into its part of the whole."""
+    """A class is drawn for each row, at TEMPERATURE, by one number that falls into its part of the whole."""
+    soft = (rows.clamp(min=_TINY).log() if how == "probabilities" else rows) / TEMPERATURE
     with torch.no_grad():
-        running = (rows if how == "probabilities" else rows.softmax(1)).cumsum(1)
+        running = soft.softmax(1).cumsum(1)
         points = torch.rand(len(rows), 1, generator=generator).to(running) * running[:, -1:]
         labels = torch.searchsorted(running, points, right=True).clamp(max=rows.shape[1] - 1)
-    return _surprise(rows, how, labels[:, 0])
+    return _surprise(soft, "logits", labels[:, 0])
 
 
 def _surprise(rows: Tensor, how: str, labels: Tensor) -> Tensor:
