@@ -223,8 +223,7 @@ def _repaired(loaded: Loaded, plan: Plan, seen: dict[str, Any], repair: Repair) 
     """The model with the weights that stay changed by what was ``seen``, if anything was and that is wanted."""
     if not seen or repair.compensate is False:
         return loaded
-    damping = loaded.damping(plan, seen["batches"]) if repair.damping is None else repair.damping
-    return loaded.compensated(plan, seen["moments"], damping)
+    return loaded.compensated(plan, seen["moments"], repair.damping)
 
 
 def _load(model: Path) -> Loaded:

@@ -28,6 +28,9 @@ from graphprune.stats import Moments, merged
 Floats = npt.NDArray[np.float64]
 How = Literal["least-squares", "bias"]
 DAMPING = 0.1
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+LOOKED_AT = 8
+"""Consumers that the choice of the damping is made on."""
 
 
 class Bias(NamedTuple):
@@ -61,23 +64,35 @@ def compensate(
     return changed
 
 
-def held_out(
-    analysis: Analysis, chosen: Chosen, fitted: Mapping[Site, Moments], other: Mapping[Site, Moments], damping: float
-) -> float:
-    """The error of least squares with ``damping`` on data it was not fitted to, relative, a mean over consumers."""
+def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Moments]) -> float:
+    """The damping that does best on the half of the data that was not fitted, at some of the consumers.
+
+    DAMPING where there are no halves: one batch, or no data.
+    """
+    found = [c for c in consumers(analysis) if touched(c.dim, chosen) and all(site in moments for site in c.sites)]
+    some = found[:: -(-len(found) // LOOKED_AT)] if found else []
+    errors = [_held_out(analysis, consumer, take(consumer.dim, chosen), moments) for consumer in some]
+    known = [error for error in errors if error is not None]
+    return float(DAMPINGS[int(np.argmin(np.sum(known, axis=0)))]) if known else DAMPING
+
+
+def _held_out(
+    analysis: Analysis, consumer: Consumer, kept: npt.NDArray[np.int64], moments: Mapping[Site, Moments]
+) -> Floats | None:
+    """The relative error on the half of the data that was not fitted, for each of DAMPINGS."""
+    halves = merged([moments[site] for site in consumer.sites]).halves
+    if halves is None:
+        return None
+    biased = bias_of(analysis, consumer) is not None
+    fitted, other = (half.covariance if biased else half.raw for half in halves)
+    weight = consumer.matrix(analysis.graph.weights[consumer.weight].load())
+    whole = _size(weight, other) or 1.0
     errors = []
-    for consumer in consumers(analysis):
-        if touched(consumer.dim, chosen) and all(site in fitted and site in other for site in consumer.sites):
-            seen, unseen = (merged([moments[site] for site in consumer.sites]) for moments in (fitted, other))
-            kept = take(consumer.dim, chosen)
-            biased = bias_of(analysis, consumer) is not None
-            weight = consumer.matrix(analysis.graph.weights[consumer.weight].load())
-            lost = weight.copy()
-            lost[:, kept] -= solve(weight, seen.covariance if biased else seen.raw, kept, damping)
-            second = unseen.covariance if biased else unseen.raw
-            whole = _size(weight, second)
-            errors += [_size(lost, second) / whole] if whole > 0 else []
-    return float(np.mean(errors)) if errors else 0.0
+    for damping in DAMPINGS:
+        lost = weight.copy()
+        lost[:, kept] -= solve(weight, fitted, kept, damping)
+        errors.append(_size(lost, other) / whole)
+    return np.array(errors)
 
 
 def _size(weight: Floats, second: Floats) -> float:

@@ -13,25 +13,22 @@ import numpy as np
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates
-from graphprune.compensate import DAMPING, How, compensate, held_out
+from graphprune.compensate import How, best_damping, compensate
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
 from graphprune.data.moments import measured, thin
-from graphprune.dims import Chosen, Dim, atoms, touched
+from graphprune.dims import Chosen, Dim, atoms
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
-from graphprune.stats import Batches, Moments, collect
+from graphprune.stats import Batches, Moments
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
-DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-LOOKED_AT = 8
-"""Activations that the choice of the damping is made on."""
 Progress = Callable[[str, float], None]
 
 
@@ -114,13 +111,16 @@ class Loaded:
         return None if wanted is None else {atom.dim for atom in candidates(self.analysis, wanted)}
 
     def compensated(
-        self, plan: Plan, moments: Mapping[Site, Moments], damping: float = DAMPING, how: How = "least-squares"
+        self, plan: Plan, moments: Mapping[Site, Moments], damping: float | None = None, how: How = "least-squares"
     ) -> Loaded:
         """This model with the weights that stay changed so that they make up for what ``plan`` removes.
 
-        With ``how`` "bias" only biases change, and layers of an ONNX file that have none get one.
+        ``damping`` is chosen by the error on data that were not fitted, unless given. With ``how`` "bias" only biases
+        change, and layers of an ONNX file that have none get one.
         """
-        changed = compensate(self.analysis, plan.chosen(self.analysis), moments, damping, how)
+        chosen = plan.chosen(self.analysis)
+        found = best_damping(self.analysis, chosen, moments) if damping is None else damping
+        changed = compensate(self.analysis, chosen, moments, found, how)
         for name, value in {**changed.values, **changed.add}.items():
             if not np.isfinite(value.astype(np.float64)).all():
                 raise UsageError(
@@ -129,19 +129,6 @@ class Loaded:
                 )
         model = self.format.replaced(self.model, changed.values, changed.add)
         return replace(self, model=model, analysis=analyse(model.graph), origin=self.model)
-
-    def damping(self, plan: Plan, batches: Batches) -> float:
-        """The damping that does best on a fifth of ``batches`` when fitted to the others, at some of the consumers."""
-        held = list(batches or ())
-        if len(held) < 2:
-            return DAMPING
-        chosen, split = plan.chosen(self.analysis), max(1, len(held) // 5)
-        sites = [site for c in consumers(self.analysis) if touched(c.dim, chosen) for site in c.sites]
-        some = dict.fromkeys(sites[:: -(-len(sites) // LOOKED_AT)]) if sites else {}
-        graph, gather = self.analysis.graph, partial(self.format.moments, self.model)
-        sizes = {site: features(graph, site) for site in some}
-        fitted, other = (collect(some, sizes, part, gather) for part in (held[split:], held[:split]))
-        return min(DAMPINGS, key=lambda damping: held_out(self.analysis, chosen, fitted, other, damping))
 
     def proved(self, calib: Calibration | None = None, seed: int = 0) -> list[Check]:
         """The permutation proof, on the first batch of ``calib`` if there is one, and a run."""
@@ -226,7 +213,7 @@ class Loaded:
                 "the plan was made on another export: Dims were found by the names of weights and modules"
             )
         if self.origin is not None:
-            report.notes.append("the weights that stay make up for what went, by least squares on the calibration data")
+            report.notes.append("the weights that stay make up for what went, by least squares")
         if verify == "full" and self.model.large:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
@@ -338,8 +325,7 @@ def prune(
     how = {**seen, "loss": loss, "batches": seen.get("batches") if batches is None else batches}
     plan = loaded.plan(request, score, seed=seed, progress=progress, **how)
     if seen and compensate is not False:
-        found = loaded.damping(plan, seen["batches"]) if damping is None else damping
-        loaded = loaded.compensated(plan, seen["moments"], found)
+        loaded = loaded.compensated(plan, seen["moments"], damping)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 

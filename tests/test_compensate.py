@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune import Request
-from graphprune.compensate import DAMPING, How, bias_of, compensate, held_out, solve
+from graphprune.compensate import DAMPING, DAMPINGS, How, best_damping, bias_of, compensate, solve
 from graphprune.consumers import consumers
 from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import TEMPERATURE
-from graphprune.pipeline import DAMPINGS, Loaded
+from graphprune.pipeline import Loaded
 from graphprune.scores import Task, score_atoms
 from graphprune.scores.obs import _metrics
 from graphprune.stats import Moments, merged
@@ -170,8 +170,8 @@ def test_obs_is_the_error_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> N
         left, lost = cheapest, errors[cheapest]
 
 
-def test_errors_count_for_what_the_outputs_feel() -> None:
-    """Of two branches alike, one of which hardly reaches the output, that one goes first, with a sample only."""
+def two_branches() -> tuple[Loaded, dict[str, npt.NDArray[np.float32]], Any]:
+    """A model of two branches alike, the second of which hardly reaches the output; inputs, and moments on them."""
     net = Net()
     x = net.input("n", 5)
     y = [net.op("Gemm", net.op("Relu", net.op("MatMul", x, net.weight(5, 12))), net.weight(12, 6)) for _ in range(2)]
@@ -179,6 +179,12 @@ def test_errors_count_for_what_the_outputs_feel() -> None:
     loaded = graphprune.load(net.model())
     feeds = {loaded.analysis.graph.inputs[0]: data(300, 5)}
     moments = loaded.measure([feeds])
+    return loaded, feeds, moments
+
+
+def test_errors_count_for_what_the_outputs_feel() -> None:
+    """Of two branches alike, one of which hardly reaches the output, that one goes first, with a sample only."""
+    loaded, feeds, moments = two_branches()
     request = Request(params=0.6, multiple=1, floor=0.0)
     plans = [loaded.plan(request, "obs", moments=moments, sample=sample) for sample in (None, feeds)]
     lost = [{cut.index: cut.size - len(cut.keep) for cut in plan.cuts} for plan in plans]
@@ -189,13 +195,7 @@ def test_errors_count_for_what_the_outputs_feel() -> None:
 
 def test_the_metric_is_the_fisher_of_the_model() -> None:
     """Of two branches alike, one of which hardly reaches the output, that one goes first: gradients tell."""
-    net = Net()
-    x = net.input("n", 5)
-    y = [net.op("Gemm", net.op("Relu", net.op("MatMul", x, net.weight(5, 12))), net.weight(12, 6)) for _ in range(2)]
-    net.output(net.op("Add", y[0], net.op("Mul", y[1], net.const(1e-3, np.float32))))
-    loaded = graphprune.load(net.model())
-    feeds = {loaded.analysis.graph.inputs[0]: data(300, 5)}
-    moments = loaded.measure([feeds])
+    loaded, feeds, moments = two_branches()
     plan = loaded.plan(Request(params=0.6, multiple=1, floor=0.0), "obs", moments=moments, batches=[feeds])
     assert {cut.index for cut in plan.cuts} == {loaded.analysis.prunable[1].index}
     assert loaded.notes == ()
@@ -474,19 +474,27 @@ def test_layers_without_a_bias_get_one(spelled: str) -> None:
     np.testing.assert_allclose(found.mean(axes), outputs(loaded, x).mean(axes), atol=1e-4)
 
 
-def test_damping_that_data_it_was_not_fitted_to_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damping_that_data_it_was_not_fitted_to_likes() -> None:
     """Much where there are few samples, little where there are many; the choice has the least error."""
     loaded = graphprune.load(mlp(data(40, 6)).model())
     (name,) = loaded.analysis.graph.inputs
-    plan = loaded.plan(Request(keep=0.5, multiple=1))
-    few = [{name: data(4, 6, seed=i)} for i in range(5)]
-    many = [{name: data(400, 6, seed=i)} for i in range(5)]
-    assert loaded.damping(plan, many) < loaded.damping(plan, few)
-    assert loaded.damping(plan, many[:1]) == loaded.damping(plan, []) == DAMPING
-    chosen = plan.chosen(loaded.analysis)
-    fitted, other = loaded.measure(few[1:]), loaded.measure(few[:1])
-    errors = {d: held_out(loaded.analysis, chosen, fitted, other, d) for d in DAMPINGS}
-    assert loaded.damping(plan, few) == min(errors, key=lambda d: errors[d])
+    chosen = loaded.plan(Request(keep=0.5, multiple=1)).chosen(loaded.analysis)
+    (consumer,) = (c for c in consumers(loaded.analysis) if c.channels in chosen)
+    found = {}
+    for samples in (4, 400):
+        moments = loaded.measure([{name: data(samples, 6, seed=i)} for i in range(4)])
+        found[samples] = best_damping(loaded.analysis, chosen, moments)
+        halves = moments[consumer.sites[0]].halves
+        assert halves is not None
+        weight = consumer.matrix(loaded.analysis.graph.weights[consumer.weight].load())
+        (kept,) = chosen.values()
+        errors = {
+            damping: layer_error(weight, solve(weight, halves[0].raw, kept, damping), kept, halves[1].raw)
+            for damping in DAMPINGS
+        }
+        assert found[samples] == min(errors, key=lambda d: errors[d])
+    assert found[400] < found[4]
+    assert best_damping(loaded.analysis, chosen, loaded.measure([{name: data(9, 6)}])) == DAMPING
 
 
 # Consumers.

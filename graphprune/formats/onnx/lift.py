@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from graphprune.consumers import FLOATS
 from graphprune.errors import UsageError
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.lift_ops import find
+from graphprune.formats.onnx.lift_ops import ByReference, find
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
 from graphprune.formats.onnx.runtime import make_feeds
@@ -141,7 +141,7 @@ class Lifted:
             return self._by_reference(node, proto, values)
         try:
             found = function(*inputs, **self._attributes(node, proto))
-        except NotImplementedError:
+        except ByReference:
             return self._by_reference(node, proto, values)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise UsageError(

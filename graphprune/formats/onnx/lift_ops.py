@@ -5,7 +5,7 @@
 
 An argument that became an input in a later opset has one name for both, so that either way finds it. Where an op came
 to mean something else there are two lines, and the newest that the model's opset knows is taken. What is not here, or
-is not written (NotImplementedError), has no gradient.
+is a rare variant (`ByReference`), is run by onnx's reference implementation, and has no gradient.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from torch.nn import functional as F  # noqa: N812
 
 Function = Callable[..., Any]
 OPS: dict[str, list[tuple[int, Function]]] = {}
+
+
+class ByReference(Exception):  # noqa: N818
+    """This variant of an op is left to onnx's reference implementation: right, but without a gradient."""
 
 
 def op(names: str, function: Function, since: int = 1) -> None:
@@ -69,7 +73,7 @@ def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 def _dropout(x: Tensor, ratio: Any = None, training: Any = None, seed: int = 0) -> tuple[Tensor, Tensor]:
     if training is not None and bool(training):
-        raise NotImplementedError
+        raise ByReference
     return x, torch.ones_like(x, dtype=torch.bool)
 
 
@@ -192,7 +196,7 @@ def _channels(value: Tensor, x: Tensor) -> Tensor:
 def _batch_norm(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, **attrs: Any) -> Tensor:
     """Statistics are no weights: they follow the data, and have no gradient in torch either."""
     if attrs.get("training_mode"):
-        raise NotImplementedError
+        raise ByReference
     return F.batch_norm(x, mean.detach(), var.detach(), scale, b, eps=attrs.get("epsilon", 1e-5))
 
 
@@ -304,7 +308,7 @@ def _conv_transpose(x: Tensor, w: Tensor, b: Any = None, group: int = 1, **attrs
 
 def _max_pool(x: Tensor, kernel_shape: Sequence[int], ceil_mode: int = 0, **attrs: Any) -> Tensor:
     if not x.is_floating_point():
-        raise NotImplementedError
+        raise ByReference
     strides, dilations, before, after = _windows(x, kernel_shape, attrs)
     after = _ends(x, kernel_shape, strides, dilations, before, after, ceil_mode)
     function: Function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel_shape) - 1]
@@ -354,7 +358,7 @@ def _resize(
     """Linear in x and one axis after the other: onnx's own resize of an identity matrix is the matrix of an axis."""
     mode = attrs.get("coordinate_transformation_mode", "half_pixel")
     if mode == "tf_crop_and_resize" or attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotImplementedError
+        raise ByReference
     over = numbers(axes) if axes is not None else list(range(x.dim()))
     given = numbers(sizes) if sizes is not None and len(sizes) else [float(s) for s in scales]
     matrices = {}
@@ -519,7 +523,7 @@ def _gather_nd(x: Tensor, index: Tensor, batch_dims: int = 0) -> Tensor:
 
 def _scatter_nd(x: Tensor, index: Tensor, updates: Tensor, reduction: str = "none") -> Tensor:
     if reduction not in ("none", "add"):
-        raise NotImplementedError
+        raise ByReference
     columns = tuple(_within(part, x.shape[i]) for i, part in enumerate(index.unbind(-1)))
     return x.index_put(columns, updates, accumulate=reduction == "add")
 
@@ -601,7 +605,7 @@ def _plain(attrs: dict[str, Any], activations: Sequence[str], inputs: Sequence[A
     own = [name.lower() for name in attrs.get("activations", activations)]
     odd = own[: len(activations)] != list(activations) or set(own) - set(activations)
     if odd or any(attrs.get(name) for name in ("clip", "layout", "input_forget")) or any(v is not None for v in inputs):
-        raise NotImplementedError
+        raise ByReference
 
 
 def _lstm(gate: Tensor, state: list[Tensor], r: Tensor, bias: Tensor, _: bool) -> list[Tensor]:
