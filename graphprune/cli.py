@@ -17,6 +17,7 @@ from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
 from graphprune.options import (
     AsJson,
+    Compensating,
     Force,
     ModelPath,
     Output,
@@ -29,7 +30,7 @@ from graphprune.options import (
     VerifyMode,
     grouped,
 )
-from graphprune.pipeline import VERIFY, Loaded, calibration, load, needs_data
+from graphprune.pipeline import VERIFY, Loaded, calibration, how_to, load, needs_data
 from graphprune.plan import Plan
 from graphprune.report import check_suffix
 from graphprune.verify import Check
@@ -91,7 +92,7 @@ def plan(
         sys.stdout.write(made.to_json())
 
 
-@app.command()
+@app.command(cls=Compensating)
 @grouped
 def apply(
     model: ModelPath,
@@ -111,13 +112,13 @@ def apply(
     calib = calibration(source.calibration, compensate=repair.compensate)
     terminal.guard([plan_file, *_sources(loaded, model, calib, force=force)], [output, report], hint=_FORCE)
     with terminal.progress_bars() as progress:
-        needed = repair.compensate is not False
+        needed = how_to(repair.compensate) is not None
         loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed, progress=progress)
         loaded = _repaired(loaded, chosen, seen, repair)
     _finish(loaded, chosen, model, output, None, verify, report, as_json, seed, force)
 
 
-@app.command()
+@app.command(cls=Compensating)
 @grouped
 def prune(
     model: ModelPath,
@@ -139,14 +140,14 @@ def prune(
     calib = calibration(source.calibration, score, repair.compensate)
     terminal.guard(_sources(loaded, model, calib, force=force), [output, plan_out, report], hint=_FORCE)
     with terminal.progress_bars() as progress:
-        needed = repair.compensate is not False or needs_data(score)
+        needed = how_to(repair.compensate) is not None or needs_data(score)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
         loaded = _repaired(loaded, made, seen, repair)
     _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)
 
 
-@app.command()
+@app.command(cls=Compensating)
 @grouped
 def verify(
     model: ModelPath,
@@ -165,7 +166,8 @@ def verify(
         if plan_file is None:
             raise UsageError("a pruned model needs the plan it was cut by", hint="give --plan plan.json")
         chosen = Plan.load(plan_file)
-        loaded, seen = loaded.learned(calib, chosen, moments=repair.compensate is not False, seed=seed)
+        needed = how_to(repair.compensate) is not None
+        loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed)
         result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, latency=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
@@ -221,9 +223,8 @@ def _finish(
 
 def _repaired(loaded: Loaded, plan: Plan, seen: dict[str, Any], repair: Repair) -> Loaded:
     """The model with the weights that stay changed by what was ``seen``, if anything was and that is wanted."""
-    if not seen or repair.compensate is False:
-        return loaded
-    return loaded.compensated(plan, seen["moments"], repair.damping)
+    how = how_to(repair.compensate)
+    return loaded.compensated(plan, seen["moments"], repair.damping, how) if seen and how else loaded
 
 
 def _load(model: Path) -> Loaded:

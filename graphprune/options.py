@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import Parameter, Signature, signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from graphprune.budget import Request
 from graphprune.data import Calibration
 from graphprune.errors import UsageError
+from graphprune.pipeline import COMPENSATE
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
@@ -57,14 +60,15 @@ class Source:
     """Where calibration data comes from, and how it is read."""
 
     calib: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="PATH|self|noise|none",
-            help="Data to calibrate and prove on: .npz, .npy, a folder of arrays or images, a text; or what stands in.",
+            help="Data to calibrate and prove on: .npz, .npy, a folder of arrays or images, a text; or what stands in. "
+            "Given several times: all together.",
         ),
     ] = None
     tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer.json that text is read with.")] = None
-    samples: Annotated[int | None, typer.Option(help="Use at most this many samples, picked by --seed.")] = None
+    samples: Annotated[int | None, typer.Option(help="Use at most this many of each source, picked by --seed.")] = None
     length: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 256
     batch: Annotated[int | None, typer.Option(help="Samples that are run at once (default: 8, or what fits).")] = None
     mean: Annotated[
@@ -77,7 +81,8 @@ class Source:
     def calibration(self) -> Calibration:
         """As the library takes it."""
         size = self.tokenizer, self.samples, self.length, self.batch
-        return Calibration(self.calib, *size, _numbers("mean", self.mean), _numbers("std", self.std), self.cache)
+        pixels = _numbers("mean", self.mean), _numbers("std", self.std)
+        return Calibration(self.calib or None, *size, *pixels, self.cache)
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,32 @@ class Repair:
     """Whether and how the weights that stay are changed."""
 
     compensate: Annotated[
-        bool | None, typer.Option(help="Change the weights that stay to make up for what goes (default: with data).")
+        str | None,
+        typer.Option(
+            metavar="least-squares|bias|none",
+            help="Change the weights that stay, or biases alone, to make up for what goes (default: least-squares with "
+            "data). Alone it is least-squares; --no-compensate is none.",
+        ),
     ] = None
     damping: Annotated[
         float | None,
         typer.Option(min=0.0, help="How strongly they are held to what they were (default: by held-out error)."),
     ] = None
+
+
+class Compensating(TyperCommand):
+    """A command whose ``--compensate`` may come without a value, or as ``--no-compensate``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """``args`` with the value written out."""
+        return super().parse_args(ctx, list(_written_out(args)))
+
+
+def _written_out(args: Sequence[str]) -> Iterator[str]:
+    for word, after in zip_longest(args, args[1:]):
+        yield {"--no-compensate": "--compensate=none"}.get(word, word)
+        if word == "--compensate" and after not in COMPENSATE:
+            yield "least-squares"
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
@@ -29,7 +30,20 @@ from graphprune.stats import Batches, Moments
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
+COMPENSATE = ("least-squares", "bias", "none")
+_DONE: dict[How, str] = {
+    "least-squares": "the weights that stay make up for what went, by least squares",
+    "bias": "biases make up for the mean of what went",
+}
 Progress = Callable[[str, float], None]
+
+
+class Scored(dict[Dim, npt.NDArray[np.float64]]):
+    """`Scores`, and ``notes`` for the report."""
+
+    def __init__(self, found: Scores, notes: Iterable[str]) -> None:
+        super().__init__(found)
+        self.notes = tuple(notes)
 
 
 @dataclass
@@ -72,12 +86,12 @@ class Loaded:
             return self, {}
         data = bring(calib, self.format, self.model, seed=seed, progress=progress)
         loaded = self.at(data.shown) if data.shown and self.model.given is None else self
-        seen = {"sample": data.batches[0] if data.batches else None, "batches": data.batches or None}
+        seen = {"sample": data.sample or None, "batches": data.batches or None}
         if not moments:
             return loaded, seen
         watch = _stage(progress, "statistics")
-        found = loaded.measure(data.batches or None, wanted, progress=watch, cached=calib.cache)
-        notes = (*loaded.notes, data.words, *data.notes, *(thin(found) if data.batches else ()))
+        found, remarks = loaded._measured(data.batches or None, wanted, watch, calib.cache)
+        notes = (*loaded.notes, data.words, *data.notes, *remarks)
         return replace(loaded, notes=notes), {**seen, "moments": found}
 
     def measure(
@@ -93,17 +107,22 @@ class Loaded:
         With ``wanted`` only where Dims are that a request lets be cut, or that a plan cuts. None for ``batches`` is no
         forward pass at all: what weights and normalisations say.
         """
+        return self._measured(batches, wanted, progress or (lambda done: None), cached)[0]
+
+    def _measured(
+        self, batches: Batches | None, wanted: Request | Plan | None, progress: Callable[[float], None], cached: bool
+    ) -> tuple[dict[Site, Moments], tuple[str, ...]]:
+        """Moments as of `measure`, and remarks on what they can bear."""
         dims = self._wanted(wanted)
         found = [c for c in consumers(self.analysis) if dims is None or not dims.isdisjoint(atoms(c.dim))]
         sites = dict.fromkeys(site for consumer in found for site in consumer.sites)
         graph = self.analysis.graph
         if batches is None:
-            moments, notes = propagate(graph, sites)
-            self.notes = (*self.notes, *notes)
-            return moments
+            return propagate(graph, sites)
         sizes = {site: features(graph, site) for site in sites}
         gather = partial(self.format.moments, self.model)
-        return measured(graph, sizes, batches, gather, progress or (lambda done: None), cached)
+        moments = measured(graph, sizes, batches, gather, progress, cached)
+        return moments, thin(moments)
 
     def _wanted(self, wanted: Request | Plan | None) -> set[Dim] | None:
         if isinstance(wanted, Plan):
@@ -119,8 +138,9 @@ class Loaded:
         change, and layers of an ONNX file that have none get one.
         """
         chosen = plan.chosen(self.analysis)
-        found = best_damping(self.analysis, chosen, moments) if damping is None else damping
-        changed = compensate(self.analysis, chosen, moments, found, how)
+        if damping is None and how == "least-squares":
+            damping = best_damping(self.analysis, chosen, moments)
+        changed = compensate(self.analysis, chosen, moments, damping or 0.0, how)
         for name, value in {**changed.values, **changed.add}.items():
             if not np.isfinite(value.astype(np.float64)).all():
                 raise UsageError(
@@ -128,12 +148,13 @@ class Loaded:
                     hint="give more calibration data, more --damping, or --no-compensate",
                 )
         model = self.format.replaced(self.model, changed.values, changed.add)
-        return replace(self, model=model, analysis=analyse(model.graph), origin=self.model)
+        notes = (*self.notes, *([_DONE[how]] if changed.values or changed.add else []))
+        return replace(self, model=model, analysis=analyse(model.graph), origin=self.model, notes=notes)
 
     def proved(self, calib: Calibration | None = None, seed: int = 0) -> list[Check]:
         """The permutation proof, on the first batch of ``calib`` if there is one, and a run."""
-        data = bring(calib, self.format, self.model, seed=seed).batches if calib else []
-        loaded = self.at(data[0]) if data else self
+        data = bring(calib, self.format, self.model, seed=seed) if calib else None
+        loaded = self.at(data.shown or data.batches[0]) if data and data.batches else self
         proof = Proof(loaded.format, loaded.model, loaded.analysis, seed=seed)
         return [proof.permutation(), proof.runs(loaded.model)]
 
@@ -145,25 +166,24 @@ class Loaded:
         loss: Any = None,
         batches: Any = None,
         moments: Mapping[Site, Moments] | None = None,
-        sample: Mapping[str, Any] | None = None,
+        sample: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> Scores:
+    ) -> Scored:
         """What each position is worth of every Dim that ``request`` lets be cut, [size]; larger is dearer.
 
         Scores that need gradients take ``batches``, and a ``loss`` of module and batch, a scalar tensor (without one,
         the model's own: labels are drawn from its outputs, and a batch is inputs by name). Those that need data take
-        ``moments`` (see `measure`), and ``sample``, inputs to see how far the outputs move.
+        ``moments`` (see `measure`), and ``sample``, inputs (one batch or several) to see how far the outputs move. What
+        is to be said of the scores is in their ``notes``.
         """
         gradients = self.format.gradients(self.model, loss, batches, seed)
         signals = None if batches is None else self.format.signals(self.model, loss, batches, seed)
         seen = None if moments is None else lambda sites: moments
-        drift = None if sample is None else self._drift(sample)
+        drift = None if sample is None else self._drift([sample] if isinstance(sample, Mapping) else sample)
         watch = _stage(progress, f"scoring by {score}")
         task = Task(self.analysis, candidates(self.analysis, request), seed, watch, gradients, seen, drift, signals)
-        found = score_atoms(task, score)
-        self.notes = (*self.notes, *task.notes)
-        return found
+        return Scored(score_atoms(task, score), task.notes)
 
     def plan(
         self, request: Request, score: str = "l2", *, scores: Scores | None = None, seed: int = 0, **data: Any
@@ -176,15 +196,16 @@ class Loaded:
         found = self.scores(request, score, seed=seed, **data) if scores is None else scores
         wanted, across = candidates(self.analysis, request), SCORES[score].across
         chosen = allocate(self.analysis, wanted, found, request, across) if self.analysis.prunable else {}
-        return make_plan(self.analysis, chosen, score, _asked(request, seed))
+        made = make_plan(self.analysis, chosen, score, _asked(request, seed))
+        return replace(made, notes=found.notes if isinstance(found, Scored) else ())
 
-    def _drift(self, sample: Mapping[str, Any]) -> Callable[[Chosen], float]:
-        """How far the outputs on ``sample`` move when all positions but those kept are zeroed."""
-        dense = cache(lambda: self.format.run(self.model)(sample))
+    def _drift(self, samples: Sequence[Mapping[str, Any]]) -> Callable[[Chosen], float]:
+        """How far the outputs on ``samples`` move when all positions but those kept are zeroed."""
+        dense = cache(lambda: list(map(self.format.run(self.model), samples)))
 
         def drift(kept: Chosen) -> float:
             masked = self.format.run(self.format.mask(self.model, self.analysis, kept))
-            return moved([dense()], [masked(sample)])
+            return moved(dense(), list(map(masked, samples)))
 
         return drift
 
@@ -207,13 +228,11 @@ class Loaded:
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
         report = make_report(self.analysis, plan, chosen)
-        report.notes += self.notes
+        report.notes += [*self.notes, *plan.notes]
         if self.origin is None and fingerprint(self.analysis.graph) != plan.model:
             report.notes.append(
                 "the plan was made on another export: Dims were found by the names of weights and modules"
             )
-        if self.origin is not None:
-            report.notes.append("the weights that stay make up for what went, by least squares")
         if verify == "full" and self.model.large:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
@@ -299,7 +318,7 @@ def prune(
     loss: Any = None,
     batches: Any = None,
     calib: Any = None,
-    compensate: bool | None = None,
+    compensate: bool | str | None = None,
     damping: float | None = None,
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
@@ -309,9 +328,10 @@ def prune(
 ) -> Result:
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
 
-    ``calib`` is a `Calibration`, or its source: a path, "self", "noise", "none", or batches of inputs by name. Scores
-    that need data look at it, and the weights that stay are changed to make up for what goes (unless ``compensate`` is
-    false). Where none is given, a score that needs data and ``compensate=True`` take the best source that needs none.
+    ``calib`` is a `Calibration`, or its source: a path, "self", "noise", "none", batches of inputs by name, or several
+    in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes (biases
+    alone if ``compensate`` is "bias", nothing if it is false). Where none is given, a score that needs data and
+    ``compensate=True`` take the best source that needs none.
 
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
@@ -320,19 +340,30 @@ def prune(
     """
     request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    asked, needed = calibration(calib, score, compensate), compensate is not False or needs_data(score)
+    asked, by = calibration(calib, score, compensate), how_to(compensate)
+    needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
     how = {**seen, "loss": loss, "batches": seen.get("batches") if batches is None else batches}
     plan = loaded.plan(request, score, seed=seed, progress=progress, **how)
-    if seen and compensate is not False:
-        loaded = loaded.compensated(plan, seen["moments"], damping)
+    if seen and by:
+        loaded = loaded.compensated(plan, seen["moments"], damping, by)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 
-def calibration(calib: Any, score: str = "", compensate: bool | None = None) -> Calibration | None:
+def calibration(calib: Any, score: str = "", compensate: bool | str | None = None) -> Calibration | None:
     """What ``calib`` asks for; the best that needs no data where none is given and something needs it; else None."""
     asked = calib if isinstance(calib, Calibration) else Calibration(calib)
-    return asked if compensate or needs_data(score) or asked.source is not None else None
+    changed = compensate is not None and how_to(compensate) is not None
+    return asked if changed or needs_data(score) or asked.source is not None else None
+
+
+def how_to(compensate: bool | str | None) -> How | None:
+    """How the weights that stay are changed where there are data: by least squares unless said otherwise; None: not."""
+    if isinstance(compensate, str) and compensate not in COMPENSATE:
+        raise UsageError(f"there is no compensation {compensate!r}", hint=f"choose one of {', '.join(COMPENSATE)}")
+    if compensate is False or compensate == "none":
+        return None
+    return "bias" if compensate == "bias" else "least-squares"
 
 
 def needs_data(score: str) -> bool:

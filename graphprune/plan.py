@@ -47,7 +47,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts of one model. ``request`` and ``score`` say how they were chosen.
+    """Cuts of one model. ``request`` and ``score`` say how they were chosen, ``notes`` what the score has to say of it.
 
     >>> plan = Plan("0" * 16, (Cut(0, "conv1", "channel", 4, (0, 2, 3)),))
     >>> Plan.from_json(plan.to_json()) == plan
@@ -58,11 +58,13 @@ class Plan:
     cuts: tuple[Cut, ...]
     score: str = ""
     request: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One cut a line, kept positions as ranges ("0-3,5"), so that two plans can be compared with diff."""
         cuts = [json.dumps(_record(cut)) for cut in self.cuts]
         head = {"graphprune_plan": VERSION, "model": self.model, "score": self.score, "request": self.request}
+        head |= {"notes": self.notes} if self.notes else {}
         lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         return "\n".join(["{", *lines, ' "cuts": [', *_joined(cuts), " ]", "}", ""])
 
@@ -78,12 +80,13 @@ class Plan:
         if data["graphprune_plan"] != VERSION:
             found = f"the plan has version {data['graphprune_plan']}, this graphprune reads {VERSION}"
             raise PlanError(found, hint="make the plan again with graphprune plan MODEL -o plan.json")
-        head = {"model": str, "cuts": list, "score": str, "request": dict}
-        data = {"score": "", "request": {}, **data}
+        head = {"model": str, "cuts": list, "score": str, "request": dict, "notes": list}
+        data = {"score": "", "request": {}, "notes": [], **data}
         wrong = [key for key, kind in head.items() if not isinstance(data.get(key), kind)]
         if wrong:
             raise _not_a_plan(f"{wrong[0]!r} is missing or of the wrong type")
-        return Plan(data["model"], _cuts(data["cuts"]), data["score"], data["request"])
+        notes = tuple(map(str, data["notes"]))
+        return Plan(data["model"], _cuts(data["cuts"]), data["score"], data["request"], notes)
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -36,10 +36,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches of inputs by name, and for each, where there are any, what is right: its "labels"."""
+    """Batches of inputs by name, and for each, where there are any, what is right: its "labels".
+
+    ``sample`` is for what runs the model often: the first batch, or one of each source.
+    """
 
     batches: list[Feeds]
     labels: list[Feeds] | None = None
+    sample: list[Feeds] | None = None
 
 
 @dataclass(frozen=True)

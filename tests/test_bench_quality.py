@@ -38,6 +38,20 @@ def test_rows_are_those_that_differ() -> None:
     assert without
     assert all(row.norms == "kept" and row.score != "taylor" for row in without), "no forward pass"
     assert {row.source for row in rows if row.score == "obs"} == {"real", "self", "noise", "none"}
+    mixed = list(Wanted(("digits",), ("obs",), ("none",), ("real+self",), ("kept",), ("2x",)).rows())
+    assert mixed[1:] == [Row("digits", "obs", "2x", "none", "real+self")]
+
+
+def test_real_and_self_together() -> None:
+    """As many of each as of the one alone."""
+    subject = tasks.SUBJECTS["digits"]
+    bench = bench_quality.Bench(subject, "real+self", 0)
+    found = bench.data[0]
+    real = np.concatenate([batch["image"] for batch in subject.calibration(0).batches])
+    every = np.concatenate([batch["image"] for batch in found.batches])
+    assert len(every) == 2 * len(real)
+    assert {one.tobytes() for one in real} < {one.tobytes() for one in every}
+    assert len(bench.moments_of([])["sample"]) == 2
 
 
 def test_seeds_choose_the_data() -> None:

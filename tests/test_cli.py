@@ -47,7 +47,7 @@ def test_help(option: str) -> None:
 
 TARGET = "--keep --params --macs --multiple --floor --include --exclude --allow"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
-REPAIR = "--compensate --no-compensate --damping"
+REPAIR = "--compensate --damping"
 OPTIONS = {
     "inspect": "--explain --json --graphml --dot",
     "plan": f"--output -o {TARGET} {SOURCE} --score --seed",

@@ -10,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 from onnx import TensorProto
@@ -476,6 +477,112 @@ def test_fewer_samples_than_channels() -> None:
     assert not any("fewer samples than channels" in note for note in many)
 
 
+# Several sources.
+
+
+def marked(folder: Path, **counts: int) -> dict[str, Path]:
+    """A file of so many images under each name; all pixels are the number of the file, from 1 on."""
+    made = {}
+    for number, (name, count) in enumerate(counts.items()):
+        made[name] = folder / f"{name}.npy"
+        np.save(made[name], np.full((count, 1, 8, 8), number + 1, np.float32))
+    return made
+
+
+def order(data: Data) -> list[int]:
+    """Which file each batch is of."""
+    assert all(len(set(batch["image"].flat)) == 1 for batch in data.batches)
+    return [int(batch["image"].flat[0]) for batch in data.batches]
+
+
+def test_several_sources_are_in_both_halves(tmp_path: Path, loaded: Loaded) -> None:
+    """Every other batch holds half of each, the first batches have all; the order is that of the seed alone."""
+    files = marked(tmp_path, many=400, few=56, one=5)
+    found = [brought(loaded, list(paths), seed=1) for paths in (files.values(), [*files.values()][::-1])]
+    assert order(found[0]) == order(found[1])
+    for file, count in ((1, 50), (2, 7), (3, 2)):
+        halves = [order(found[0])[start::2].count(file) for start in (0, 1)]
+        assert sum(halves) == count
+        assert abs(halves[0] - halves[1]) <= 1
+    assert set(order(found[0])[:20]) >= {1, 2}
+    assert len({tuple(order(brought(loaded, list(files.values()), seed=seed))) for seed in range(4)}) > 1
+    alone = brought(loaded, [files["many"]])
+    assert [len(batch["image"]) for batch in alone.batches] == [8] * 50
+
+
+def test_samples_are_of_each_source(tmp_path: Path, loaded: Loaded) -> None:
+    """The words name all, in the order that they were given; what is shown is the user's; a sample is of each."""
+    files = marked(tmp_path, a=40, b=30)
+    found = brought(loaded, ["noise", files["a"], str(files["b"])], samples=24)
+    assert len(joined(found, "image")) == 3 * 24
+    assert found.words == "statistics from 24 samples of noise and 24 samples from a.npy and 24 samples from b.npy"
+    assert found.shown is not None
+    assert found.shown["image"].flat[0] in (1, 2)
+    assert len(found.sample) == 3
+
+
+def test_what_is_a_list_of_sources(tmp_path: Path, loaded: Loaded) -> None:
+    """With a path or a word in it; other things beside these are sources too; a list of batches is one source."""
+    path, x = marked(tmp_path, a=40)["a"], images()
+    assert "40 samples from a.npy and 40 samples given" in brought(loaded, (path, [x[:10], x[10:]])).words
+    assert "128 images made to suit" in brought(loaded, [x, "self"], samples=128).words
+    assert brought(loaded, [x[:10], x[10:]]).words == "statistics from 40 samples given"
+    assert brought(loaded, [path]).words == brought(loaded, path).words
+
+
+def test_sources_of_several_lengths(tmp_path: Path) -> None:
+    """Where the axis is open; else the one that does not fit is refused as it is alone."""
+    tokens = np.arange(120).reshape(4, 30) % ROWS
+    open_, fixed_ = (graphprune.load(writer(sequence=size).model()) for size in ("sequence", 16))
+    names = open_.analysis.graph.inputs
+    assert names == fixed_.analysis.graph.inputs
+    given: dict[str, Any] = dict.fromkeys(names, tokens)
+    np.savez(tmp_path / "x.npz", **given)
+    found = brought(open_, ["self", tmp_path / "x.npz"], length=16, samples=4)
+    assert {batch[names[0]].shape[1] for batch in found.batches} == {16, 30}
+    assert found.shown is not None
+    assert found.shown[names[0]].shape[1] == 30
+    with pytest.raises(UsageError, match=r"has shape \[4, 30\]"):
+        brought(fixed_, ["self", tmp_path / "x.npz"], length=16, samples=4)
+
+
+def test_sources_that_do_not_go_together(tmp_path: Path, loaded: Loaded) -> None:
+    """No forward pass beside data; the same data twice, whatever they are called: held-out error would not be."""
+    path = marked(tmp_path, a=40)["a"]
+    with pytest.raises(UsageError, match="no forward pass, and data as well"):
+        Calibration([path, "none"])
+    np.savez(tmp_path / "b.npz", image=np.load(path))
+    for twice in ([path, tmp_path / "b.npz"], ["noise", "noise"]):
+        with pytest.raises(UsageError, match="two sources of calib are the same data: 40 samples"):
+            brought(loaded, twice, samples=40)
+    np.savez(tmp_path / "b.npz", other=np.load(path))
+    with pytest.raises(UsageError, match=r"the inputs given are \['other'\]"):
+        brought(loaded, [path, tmp_path / "b.npz"])
+
+
+def test_the_drift_is_that_on_every_source(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score that runs the model often gets a batch of each, and of all of them the norm over the norm."""
+    data = brought(loaded, ["noise", images()])
+    atom = loaded.analysis.prunable[0]
+    kept = {atom.dim: np.arange(atom.size // 2)}
+    run = loaded.format.run
+    masked = run(loaded.format.mask(loaded.model, loaded.analysis, kept))
+    dense = [run(loaded.model)(feeds)["logits"] for feeds in data.sample]
+    change = [masked(feeds)["logits"] - logits for feeds, logits in zip(data.sample, dense, strict=True)]
+    wanted = np.linalg.norm(np.concatenate(change)) / np.linalg.norm(np.concatenate(dense))
+    assert loaded._drift(data.sample)(kept) == pytest.approx(wanted, rel=1e-4)
+    seen: list[int] = []
+
+    def drift(self: Loaded, samples: Any) -> Any:
+        seen.append(len(samples))
+        return lambda kept: 0.5
+
+    monkeypatch.setattr(Loaded, "_drift", drift)
+    graphprune.prune(digits.PATH, keep=0.5, score="cfsp", calib=["noise", images()], verify="none")
+    graphprune.prune(digits.PATH, keep=0.5, score="cfsp", calib=[images()], verify="none")
+    assert seen == [2, 1]
+
+
 # The cache.
 
 
@@ -520,6 +627,16 @@ def test_moments_are_kept(kept: Path, loaded: Loaded, monkeypatch: pytest.Monkey
     assert len(passes) == 4
     assert contents(kept) == before
     assert len(before) == 3
+
+
+def test_moments_of_several_sources_are_kept(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same sources in any order; another one beside the first is another key."""
+    loaded = graphprune.load(digits.PATH)
+    passes, files = counted(monkeypatch, loaded), marked(tmp_path, a=40, b=40, c=40)
+    a, b, c = files.values()
+    for pair in ([a, b], [b, a], [a, c]):
+        loaded.measure(brought(loaded, pair).batches, cached=True)
+    assert len(passes) == 4, "two passes, over two halves"
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-300] + b"x" * 300])
@@ -610,3 +727,75 @@ def test_weights_are_left_where_asked(tmp_path: Path) -> None:
     made = contents(tmp_path)
     assert made["plain"] == made["left"]
     assert len({made[name] for name in ("plain", "changed", "strongly")}) == 3
+
+
+def test_calib_several_times(tmp_path: Path) -> None:
+    """A text and what the model writes: the report names both, the order of the options makes no difference."""
+    text, tokenizer = text_files(tmp_path)
+    net = writer()
+    onnx.save(net.model(), tmp_path / "writer.onnx")
+    how = ("--keep", "0.9", "--tokenizer", tokenizer, "--length", "20", "--samples", "4", "--verify", "none", "--force")
+    for name, sources in (("a", (text, "self")), ("b", ("self", text))):
+        given = [word for source in sources for word in ("--calib", source)]
+        report = command("prune", tmp_path / "writer.onnx", "-o", tmp_path / name, *how, *given, "--json").done().json
+        (note,) = (note for note in report["notes"] if note.startswith("statistics from "))
+        assert all(words in note for words in ("4 windows of 20 tokens of text.txt", "that the model wrote itself"))
+    assert contents(tmp_path)["a"] == contents(tmp_path)["b"]
+    line = ("prune", tmp_path / "writer.onnx", "-o", tmp_path / "c", *how, "--calib", text, "--calib")
+    command(*line, "none").refused(2, "no forward pass, and data as well")
+    command(*line, tmp_path / "gone.npz").refused(2, "gone.npz")
+    command(*line[:3], text, *how, "--calib", "self", "--calib", text).refused(2, "choose another name")
+
+
+def test_how_to_compensate(tmp_path: Path) -> None:
+    """By name, or as a switch: the same bytes; the report says what was done; what is no way is refused."""
+    np.savez(tmp_path / "x.npz", image=images())
+    ways = {
+        "default": (),
+        "alone": ("--compensate",),
+        "named": ("--compensate", "least-squares"),
+        "bias": ("--compensate=bias",),
+        "none": ("--compensate", "none"),
+        "switch": ("--no-compensate",),
+    }
+    notes = {}
+    for name, options in ways.items():
+        line = ("prune", digits.PATH, *options, "-o", tmp_path / name, "--keep", "0.5", "--calib", tmp_path / "x.npz")
+        notes[name] = "\n".join(command(*line, "--json").done().json["notes"])
+    made = contents(tmp_path)
+    assert made["default"] == made["alone"] == made["named"]
+    assert made["none"] == made["switch"]
+    assert len({made[name] for name in ("named", "bias", "none")}) == 3
+    assert "by least squares" in notes["alone"]
+    assert "biases make up for" in notes["bias"]
+    assert "least squares" not in notes["bias"]
+    assert "make up" not in notes["none"]
+    assert "make up" not in str(graphprune.prune(digits.PATH, keep=1.0, calib=[images()]).report.notes)
+    command("prune", "--compensate", digits.PATH, "-o", tmp_path / "first", "--keep", "0.5").done()
+    command(*line[:2], "--compensate=more", *line[3:]).refused(2, "no compensation 'more'", "least-squares, bias, none")
+    python = graphprune.prune(digits.PATH, keep=0.5, calib=tmp_path / "x.npz", compensate="bias")
+    assert python.model.SerializeToString() == made["bias"]
+
+
+def test_scoring_leaves_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a score has to say goes with its plan: once in the report, and through a file."""
+
+    def refuse(*_: Any) -> Any:
+        raise UsageError("no gradient is known of Mystery")
+
+    monkeypatch.setattr("graphprune.formats.onnx.lift.lift", refuse)
+    loaded, batches = graphprune.load(digits.PATH), [{"image": images()}]
+    moments = loaded.measure(batches)
+    plans = [loaded.plan(Request(keep=0.5), "obs", moments=moments, batches=batches) for _ in range(2)]
+    assert loaded.notes == ()
+    read = graphprune.Plan.from_json(plans[1].to_json())
+    assert read == plans[1]
+    notes = loaded.apply(read, verify="none").report.notes
+    assert [note for note in notes if "not by gradients" in note] == list(read.notes) != []
+
+
+def test_no_data_is_not_called_data() -> None:
+    """A run without a forward pass says nothing of data that were seen."""
+    notes = str(graphprune.prune(digits.PATH, **CUT, calib="none").report.notes)
+    assert "no data: statistics follow from weights" in notes
+    assert "calibration data" not in notes

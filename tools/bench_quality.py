@@ -36,7 +36,7 @@ from graphprune.scores import SCORES, Scores
 from models.tasks import SUBJECTS, Calibration, Subject, table_share
 from tools import child
 from tools.quality_page import page
-from tools.quality_rows import COMPENSATIONS, NORMS, SOURCES, Found, Row, State, Wanted
+from tools.quality_rows import COMPENSATIONS, MIXED, NORMS, SOURCES, Found, Row, State, Wanted
 
 PACKAGES = ("numpy", "onnx", "onnxruntime")
 
@@ -96,9 +96,15 @@ class Bench:
             return real or self.made(), watch
 
     def made(self) -> Calibration:
-        """Batches that the model itself or noise makes, as many samples as there would be real ones; or none."""
-        wanted = data.Calibration(self.source, samples=self.subject.samples, cache=False)
-        return Calibration(data.bring(wanted, self.loaded.format, self.loaded.model, seed=self.seed).batches)
+        """Batches that the model itself or noise makes, as many samples as there would be real ones; or none.
+
+        With "real+self" the real ones as well.
+        """
+        named = self.source.removeprefix("real+")
+        source = named if named == self.source else [named, self.subject.calibration(self.seed).batches]
+        wanted = data.Calibration(source, samples=self.subject.samples, cache=False)
+        found = data.bring(wanted, self.loaded.format, self.loaded.model, seed=self.seed)
+        return Calibration(found.batches, sample=found.sample)
 
     @cached_property
     def moments(self) -> tuple[Any, Watch]:
@@ -125,9 +131,11 @@ class Bench:
     def moments_of(self, watches: list[Watch]) -> dict[str, Any]:
         """Moments, and a batch to run the model on."""
         moments, watch = self.moments
-        batches = self.data[0].batches
+        found = self.data[0]
         watches += [self.data[1], watch]
-        return {"moments": moments, "batches": batches, "sample": batches[0]} if batches else {"moments": moments}
+        if not found.batches:
+            return {"moments": moments}
+        return {"moments": moments, "batches": found.batches, "sample": found.sample or found.batches[:1]}
 
     def gradients_of(self, needs: str, watches: list[Watch]) -> dict[str, Any]:
         """Batches, and where a score wants them moments or what is right; without that the loss is the model's own."""
@@ -245,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--state", type=Path, required=True, help="file of finished rows")
     axes: dict[str, Iterable[str]] = {"subjects": SUBJECTS, "scores": SCORES}
-    axes |= {"compensations": COMPENSATIONS, "sources": SOURCES, "norms": NORMS}
+    axes |= {"compensations": COMPENSATIONS, "sources": (*SOURCES, *MIXED), "norms": NORMS}
     for name, choices in axes.items():
         parser.add_argument(f"--{name}", nargs="+", default=(), choices=list(choices), metavar="NAME")
     parser.add_argument("--budgets", nargs="+", default=(), help='such as 2x or "20%%"')

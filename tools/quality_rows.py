@@ -16,6 +16,8 @@ from models.tasks import SUBJECTS
 
 COMPENSATIONS = ("none", "bias", "least-squares")
 SOURCES = ("real", "self", "noise", "none")
+MIXED = ("real+self",)
+"""Sources that are run where they are asked for."""
 NORMS = ("kept", "re-estimated")
 NO_DATA = "-"
 

@@ -1,8 +1,8 @@
-"""From a `Calibration` to `Data`: a method a source."""
+"""From a `Calibration` to `Data`: a method a source; several sources interleaved."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,7 +13,7 @@ import numpy as np
 
 from graphprune.data import cache, files, inversion, language, synthetic
 from graphprune.data.inputs import Feeds, Input, checked, cut, fitting, ids, inputs
-from graphprune.data.wanted import WORDS, Calibration, Data
+from graphprune.data.wanted import WORDS, Calibration, Data, path_of
 from graphprune.errors import UsageError
 from graphprune.formats import Format
 from graphprune.graph import Array
@@ -26,18 +26,15 @@ Progress = Callable[[str, float], None]
 
 
 def bring(calib: Calibration, format: Format, model: Any, *, seed: int = 0, progress: Progress | None = None) -> Data:
-    """Batches for ``model`` from where ``calib`` says.
+    """Batches for ``model`` from where ``calib`` says; of several sources those of each, whatever their order.
 
     UsageError, saying what and where, for data that are not there, do not fit, or cannot be made for this model.
     """
     run = _Run(calib, format, model, inputs(model.graph), seed, progress or (lambda stage, done: None))
     if not run.takes:
         raise UsageError("the model has no inputs that data could go into", hint="use a score that needs nothing")
-    if calib.path:
-        return run.read(calib.path)
-    if not isinstance(calib.source, str | None):
-        return run.iterated(calib.source)
-    return {"self": run.itself, "noise": run.noise, "none": run.nothing, None: run.best}[calib.source]()
+    parts = [run.of(source) for source in calib.sources]
+    return run.together(parts) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,36 @@ class _Run:
     takes: dict[str, Input]
     seed: int
     progress: Progress
+
+    def of(self, source: Any) -> Data:
+        """What one source gives."""
+        if path := path_of(source):
+            return self.read(path)
+        if not isinstance(source, str | None):
+            return self.iterated(source)
+        return {"self": self.itself, "noise": self.noise, "none": self.nothing, None: self.best}[source]()
+
+    def together(self, parts: Sequence[Data]) -> Data:
+        """Several sources as one: batches and what is shown do not depend on their order, words keep it."""
+        keyed = {cache.data_key(part.batches): part for part in parts}
+        if len(keyed) < len(parts):
+            raise UsageError(
+                f"two sources of calib are the same data: {' and '.join(part.what for part in parts)}",
+                hint="give each once; --samples says how many of each are used",
+            )
+        sorted_ = [part for _, part in sorted(keyed.items())]
+        return Data(
+            interleaved([self._halved(part.batches) for part in sorted_], self.seed),
+            " and ".join(part.what for part in parts),
+            next((part.shown for part in sorted_ if part.shown), None),
+            tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+            [part.batches[0] for part in sorted_],
+        )
+
+    def _halved(self, batches: list[Feeds]) -> list[Feeds]:
+        """At least two batches, if there are two samples that the model takes one by one."""
+        count = _samples(batches[0], self.takes)
+        return batches if len(batches) > 1 else self._cut(batches[0], None, -(-count // 2))
 
     def read(self, path: Path) -> Data:
         """What a file or a folder holds."""
@@ -100,7 +127,7 @@ class _Run:
 
     def nothing(self) -> Data:
         """No data: no forward pass."""
-        return Data([], "no data: statistics follow from weights and normalisations alone")
+        return Data([], "no data")
 
     def best(self) -> Data:
         """What needs no data and suits the model best."""
@@ -246,7 +273,22 @@ class _Run:
             raise UsageError("there is no calibration data", hint="give at least one batch of inputs")
         count = sum(_samples(batch, self.takes) for batch in batches)
         shown = self._cut(batches[0], None)[0] if given else None
-        return Data(batches, f"statistics from {count:,} {what}", shown, notes)
+        return Data(batches, f"{count:,} {what}", shown, notes, batches[:1])
+
+
+def interleaved(parts: Sequence[list[Feeds]], seed: int) -> list[Feeds]:
+    """The batches of all ``parts``, each spread evenly from its own start, which the seed picks.
+
+    Two of a part stay neighbours, the first at an even place: every other batch (`Moments.halves`) holds half of each
+    part. So whoever looks at the first batches only sees all parts, by their shares.
+    """
+    starts = np.random.default_rng(seed).random(len(parts))
+    pairs: list[tuple[float, list[Feeds]]] = []
+    for part, start in zip(parts, starts, strict=True):
+        firsts = range(0, len(part) - 1, 2)
+        pairs += [((i + start) / len(firsts), part[at : at + 2]) for i, at in enumerate(firsts)]
+    pairs.sort(key=lambda pair: pair[0])
+    return [batch for _, pair in pairs for batch in pair] + [part[-1] for part in parts if len(part) % 2]
 
 
 def _samples(batch: Feeds, takes: Mapping[str, Input]) -> int:
