@@ -30,7 +30,7 @@ from graphprune.options import (
     VerifyMode,
     grouped,
 )
-from graphprune.pipeline import VERIFY, Loaded, calibration, how_to, load, needs_data
+from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, stage
 from graphprune.plan import Plan
 from graphprune.report import check_suffix
 from graphprune.verify import Check
@@ -114,7 +114,7 @@ def apply(
     with terminal.progress_bars() as progress:
         needed = how_to(repair.compensate) is not None
         loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed, progress=progress)
-        loaded = _repaired(loaded, chosen, seen, repair)
+        loaded = _repaired(loaded, chosen, seen, repair, progress)
     _finish(loaded, chosen, model, output, None, verify, report, as_json, seed, force)
 
 
@@ -143,7 +143,7 @@ def prune(
         needed = how_to(repair.compensate) is not None or needs_data(score)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
-        loaded = _repaired(loaded, made, seen, repair)
+        loaded = _repaired(loaded, made, seen, repair, progress)
     _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)
 
 
@@ -221,10 +221,15 @@ def _finish(
         terminal.print_line(f"wrote {output}" if wanted else nothing)
 
 
-def _repaired(loaded: Loaded, plan: Plan, seen: dict[str, Any], repair: Repair) -> Loaded:
+def _repaired(
+    loaded: Loaded, plan: Plan, seen: dict[str, Any], repair: Repair, progress: Progress | None = None
+) -> Loaded:
     """The model with the weights that stay changed by what was ``seen``, if anything was and that is wanted."""
     how = how_to(repair.compensate)
-    return loaded.compensated(plan, seen["moments"], repair.damping, how) if seen and how else loaded
+    if not seen or how is None:
+        return loaded
+    watch = stage(progress, "compensating")
+    return loaded.compensated(plan, seen["moments"], repair.damping, how, seen["batches"], watch)
 
 
 def _load(model: Path) -> Loaded:

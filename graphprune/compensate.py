@@ -26,11 +26,13 @@ from graphprune.graph import Array, Graph, Node
 from graphprune.stats import Moments, merged
 
 Floats = npt.NDArray[np.float64]
-How = Literal["least-squares", "bias"]
+How = Literal["least-squares", "sequential", "bias"]
 DAMPING = 0.1
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 LOOKED_AT = 8
 """Consumers that the choice of the damping is made on."""
+_NONE = 1e-9
+"""Relative errors up to which there is nothing left to lose."""
 
 
 class Bias(NamedTuple):
@@ -67,12 +69,13 @@ def compensate(
 def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Moments]) -> float:
     """The damping that does best on the half of the data that was not fitted, at some of the consumers.
 
-    DAMPING where there are no halves: one batch, or no data.
+    It has the least product of errors: what a damping does to each consumer counts as a share of the consumer's own
+    error, or a few that nothing helps would decide for all. DAMPING where there are no halves: one batch, or no data.
     """
     found = [c for c in consumers(analysis) if touched(c.dim, chosen) and all(site in moments for site in c.sites)]
     some = found[:: -(-len(found) // LOOKED_AT)] if found else []
     errors = [_held_out(analysis, consumer, take(consumer.dim, chosen), moments) for consumer in some]
-    known = [error for error in errors if error is not None]
+    known = [np.log(np.maximum(error, _NONE)) for error in errors if error is not None]
     return float(DAMPINGS[int(np.argmin(np.sum(known, axis=0)))]) if known else DAMPING
 
 
@@ -109,10 +112,10 @@ def solve(weight: Floats, second: Floats, kept: npt.NDArray[np.int64], damping: 
     inner = second[np.ix_(kept, kept)]
     ridge = damping * float(np.trace(inner)) / len(kept)
     target = weight @ second[:, kept] + ridge * weight[:, kept]
-    return _divide(target, inner + ridge * np.eye(len(kept)))
+    return divide(target, inner + ridge * np.eye(len(kept)))
 
 
-def _divide(target: Floats, inner: Floats) -> Floats:
+def divide(target: Floats, inner: Floats) -> Floats:
     """target · inner⁻¹ for a symmetric matrix that may be singular."""
     try:
         found = np.asarray(np.linalg.solve(inner, target.T).T, np.float64)
@@ -138,7 +141,7 @@ def _change(
     weight = consumer.matrix(stored)
     new = np.zeros_like(weight)
     new[:, kept] = weight[:, kept]
-    if how == "least-squares":
+    if how != "bias":
         new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
         rest = weight.copy()
         rest[:, kept] = new[:, kept]
@@ -186,7 +189,12 @@ def _behind(graph: Graph, node: Node) -> Bias | None:
     reader, place = readers[0]
     if reader.op == "batch_norm" and place == 0 and len(reader.inputs) > 3:
         return Bias(reader.inputs[3], -1)
-    added = graph.weights.get(reader.inputs[1 - place]) if reader.op == "add" else None
+    added = graph.weights.get(reader.inputs[1 - place]) if adds(reader) else None
     behind = rank - 2 if node.op.startswith("conv") else 0
     along = added is not None and (1,) * rank + added.shape
     return Bias(reader.inputs[1 - place]) if along and added and along[-1 - behind] == added.size else None
+
+
+def adds(node: Node) -> bool:
+    """Whether ``node`` is the sum of its two inputs."""
+    return node.kind.lower() == "add" and len(node.inputs) == 2 and node.attrs.get("alpha", 1) == 1

@@ -92,9 +92,9 @@ class Repair:
     compensate: Annotated[
         str | None,
         typer.Option(
-            metavar="least-squares|bias|none",
-            help="Change the weights that stay, or biases alone, to make up for what goes (default: least-squares with "
-            "data). Alone it is least-squares; --no-compensate is none.",
+            metavar="least-squares|sequential|bias|none",
+            help="Change the weights that stay to make up for what goes (default: least-squares with data), also layer "
+            "after layer, or biases alone. Without a word it is least-squares; --no-compensate is none.",
         ),
     ] = None
     damping: Annotated[

@@ -26,13 +26,15 @@ from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
+from graphprune.sequential import in_order
 from graphprune.stats import Batches, Moments
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
-COMPENSATE = ("least-squares", "bias", "none")
+COMPENSATE = ("least-squares", "sequential", "bias", "none")
 _DONE: dict[How, str] = {
     "least-squares": "the weights that stay make up for what went, by least squares",
+    "sequential": "the weights that stay make up for what went, by least squares, layer after layer",
     "bias": "biases make up for the mean of what went",
 }
 Progress = Callable[[str, float], None]
@@ -89,7 +91,7 @@ class Loaded:
         seen = {"sample": data.sample or None, "batches": data.batches or None}
         if not moments:
             return loaded, seen
-        watch = _stage(progress, "statistics")
+        watch = stage(progress, "statistics")
         found, remarks = loaded._measured(data.batches or None, wanted, watch, calib.cache)
         notes = (*loaded.notes, data.words, *data.notes, *remarks)
         return replace(loaded, notes=notes), {**seen, "moments": found}
@@ -130,17 +132,34 @@ class Loaded:
         return None if wanted is None else {atom.dim for atom in candidates(self.analysis, wanted)}
 
     def compensated(
-        self, plan: Plan, moments: Mapping[Site, Moments], damping: float | None = None, how: How = "least-squares"
+        self,
+        plan: Plan,
+        moments: Mapping[Site, Moments],
+        damping: float | None = None,
+        how: How = "least-squares",
+        batches: Sequence[Mapping[str, Any]] | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Loaded:
         """This model with the weights that stay changed so that they make up for what ``plan`` removes.
 
         ``damping`` is chosen by the error on data that were not fitted, unless given. With ``how`` "bias" only biases
-        change, and layers of an ONNX file that have none get one.
+        change, and layers of an ONNX file that have none get one. "sequential" goes over the layers once more, in
+        order, and fits each on ``batches`` to what the dense model makes of them (see `graphprune.sequential`).
         """
         chosen = plan.chosen(self.analysis)
-        if damping is None and how == "least-squares":
+        if how == "sequential" and not batches:
+            raise UsageError(
+                "compensation in order runs the model, and there are no data to run it on",
+                hint="give --calib, or compensate by least-squares",
+            )
+        if damping is None and how != "bias":
             damping = best_damping(self.analysis, chosen, moments)
         changed = compensate(self.analysis, chosen, moments, damping or 0.0, how)
+        if how == "sequential" and batches:
+            model = self.format.replaced(self.model, changed.values, changed.add)
+            walks = self.format.walk(self.model, batches), self.format.walk(model, batches)
+            values = in_order(self.analysis, chosen, changed.values, *walks, progress or (lambda done: None))
+            changed = changed._replace(values=values)
         for name, value in {**changed.values, **changed.add}.items():
             if not np.isfinite(value.astype(np.float64)).all():
                 raise UsageError(
@@ -181,7 +200,7 @@ class Loaded:
         signals = None if batches is None else self.format.signals(self.model, loss, batches, seed)
         seen = None if moments is None else lambda sites: moments
         drift = None if sample is None else self._drift([sample] if isinstance(sample, Mapping) else sample)
-        watch = _stage(progress, f"scoring by {score}")
+        watch = stage(progress, f"scoring by {score}")
         task = Task(self.analysis, candidates(self.analysis, request), seed, watch, gradients, seen, drift, signals)
         return Scored(score_atoms(task, score), task.notes)
 
@@ -238,7 +257,7 @@ class Loaded:
             report.notes.append("too large to run beside its own copy: verified by structure only")
         if verify == "full":
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
-            _prove(proof, report, pruned, chosen, _stage(progress, "verifying"))
+            _prove(proof, report, pruned, chosen, stage(progress, "verifying"))
             _measure(proof, report, pruned, self.origin, latency=latency)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
@@ -329,9 +348,9 @@ def prune(
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
 
     ``calib`` is a `Calibration`, or its source: a path, "self", "noise", "none", batches of inputs by name, or several
-    in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes (biases
-    alone if ``compensate`` is "bias", nothing if it is false). Where none is given, a score that needs data and
-    ``compensate=True`` take the best source that needs none.
+    in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes (layer
+    after layer if ``compensate`` is "sequential", biases alone if it is "bias", nothing if it is false). Where none is
+    given, a score that needs data and ``compensate=True`` take the best source that needs none.
 
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
@@ -346,7 +365,8 @@ def prune(
     how = {**seen, "loss": loss, "batches": seen.get("batches") if batches is None else batches}
     plan = loaded.plan(request, score, seed=seed, progress=progress, **how)
     if seen and by:
-        loaded = loaded.compensated(plan, seen["moments"], damping, by)
+        watch = stage(progress, "compensating")
+        loaded = loaded.compensated(plan, seen["moments"], damping, by, seen["batches"], watch)
     return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
 
 
@@ -363,7 +383,7 @@ def how_to(compensate: bool | str | None) -> How | None:
         raise UsageError(f"there is no compensation {compensate!r}", hint=f"choose one of {', '.join(COMPENSATE)}")
     if compensate is False or compensate == "none":
         return None
-    return "bias" if compensate == "bias" else "least-squares"
+    return "least-squares" if compensate is None or compensate is True else compensate  # type: ignore[return-value]
 
 
 def needs_data(score: str) -> bool:
@@ -407,5 +427,6 @@ def _asked(request: Request, seed: int) -> dict[str, Any]:
     return {**{name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}, "seed": seed}
 
 
-def _stage(progress: Progress | None, name: str) -> Callable[[float], None]:
+def stage(progress: Progress | None, name: str) -> Callable[[float], None]:
+    """Progress of the stage ``name`` alone."""
     return (lambda done: progress(name, done)) if progress else (lambda done: None)

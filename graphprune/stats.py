@@ -110,13 +110,7 @@ def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, 
         raise UsageError("there is no calibration data", hint="give at least one batch of inputs")
     found: dict[Site, Moments] = {}
     for group in _groups(dict.fromkeys(sites), sizes):
-        first, *rest = (gather(group, part) for part in _halves(held))
-        for site, half in first.items():
-            found[site] = half
-            if rest:
-                found[site] = merged([half, rest[0][site]])
-                half.second = half.second.astype(np.float32)
-                found[site].half = half
+        found |= _together(*(gather(group, part) for part in _halves(held)))
         give_back()
     for site, moments in found.items():
         if not np.isfinite(moments.second).all():
@@ -124,6 +118,16 @@ def collect(sites: Iterable[Site], sizes: Mapping[Site, int], batches: Batches, 
                 f"the activation {site.value!r} is not finite on the calibration data",
                 hint="check the inputs for NaN and infinity, and for a range that the model was not made for",
             )
+    return found
+
+
+def _together(found: dict[Site, Moments], *others: dict[Site, Moments]) -> dict[Site, Moments]:
+    """Moments of two halves, those of the first kept with them; those of the other are let go on the way."""
+    for rest in others:
+        for site, half in found.items():
+            found[site] = merged([half, rest.pop(site)])
+            half.second = half.second.astype(np.float32)
+            found[site].half = half
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import graphprune
 from graphprune import Request
 from graphprune.compensate import DAMPING, DAMPINGS, How, best_damping, bias_of, compensate, solve
-from graphprune.consumers import consumers
+from graphprune.consumers import Consumer, consumers
 from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import TEMPERATURE
 from graphprune.pipeline import Loaded
@@ -495,6 +495,25 @@ def test_damping_that_data_it_was_not_fitted_to_likes() -> None:
         assert found[samples] == min(errors, key=lambda d: errors[d])
     assert found[400] < found[4]
     assert best_damping(loaded.analysis, chosen, loaded.measure([{name: data(9, 6)}])) == DAMPING
+
+
+def test_a_consumer_that_nothing_helps_does_not_choose_the_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight times the error of one consumer weighs more than a third of another's, however large that is."""
+    net = Net()
+    x = net.op("Relu", net.op("MatMul", net.input("n", 6), net.weight(6, 8)))
+    net.output(net.op("MatMul", net.op("Relu", net.op("MatMul", x, net.weight(8, 8))), net.weight(8, 3)))
+    loaded = graphprune.load(net.model())
+    chosen = loaded.plan(Request(keep=0.5, multiple=1)).chosen(loaded.analysis)
+    moments = loaded.measure([{loaded.analysis.graph.inputs[0]: data(9, 6, seed=i)} for i in range(2)])
+    held_out = {3: [0.9, 0.8, 0.7, 0.6], 8: [0.01, 0.02, 0.04, 0.08]}
+
+    def error(_: Any, consumer: Consumer, *__: Any) -> Any:
+        return np.array(held_out[loaded.analysis.graph.weights[consumer.weight].shape[1]])
+
+    monkeypatch.setattr("graphprune.compensate._held_out", error)
+    assert best_damping(loaded.analysis, chosen, moments) == DAMPINGS[0]
+    held_out[8] = [0.0] * 4  # exact whatever the damping: no say, and no logarithm of nothing
+    assert best_damping(loaded.analysis, chosen, moments) == DAMPINGS[-1]
 
 
 # Consumers.

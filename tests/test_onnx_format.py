@@ -495,3 +495,25 @@ def test_formats_are_told_apart() -> None:
         graphprune.load(b"bytes")
     with pytest.raises(UsageError, match="the model takes"):
         graphprune.load(digits.PATH, inputs={})
+
+
+def test_larger_weights_lie_beside_the_protobuf_and_are_shared(tmp_path: Path) -> None:
+    """One array serves the view, every session and every copy; what is written is what was read."""
+    random = np.random.default_rng(0)
+    w = onnx.numpy_helper.from_array(random.standard_normal((256, 128)).astype(np.float32), "w")
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["batch", s]) for n, s in (("x", 256), ("y", 128))]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [w])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8), path)
+    model = format_.read(path)
+    assert not model.proto.graph.initializer[0].HasField("raw_data")
+    array = model.graph.weights["w"].load()
+    assert format_.run(model.copy()).weights["w"].data_ptr() == array.ctypes.data
+    assert format_.save(model, tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+    other = model.copy()
+    other.put({"w": -array})
+    feeds = {"x": np.ones((1, 256), np.float32)}
+    assert np.allclose(format_.run(other)(feeds)["y"], -format_.run(model)(feeds)["y"])
+    native = format_.native(model)
+    native.graph.initializer[0].raw_data = (2 * array).tobytes()
+    assert np.array_equal(model.graph.weights["w"].load(), 2 * array)

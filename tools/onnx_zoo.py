@@ -177,20 +177,19 @@ def broken(model: Any, analysis: Any, proof: Any) -> float:
     """The least, over Dims, that the outputs move when a Dim is permuted everywhere but in one of its weights."""
     import numpy as np
 
-    from graphprune.formats.onnx.runtime import Runner, session
+    from graphprune.formats.onnx.runtime import run
     from graphprune.verify import difference
 
-    tensors, least = {tensor.name: tensor for tensor in model.proto.graph.initializer}, float("inf")
+    least = float("inf")
     (_, feeds), dense = proof.trials[0], proof.dense[0]
     for atom in analysis.prunable:
         moved = 0.0
-        made = proof.format.apply(model, analysis, {atom.dim: np.roll(np.arange(atom.size), 1)}).inline()
-        for tensor in made.graph.initializer:
-            if moved < ENOUGH and tensor.name in atom.weights:
-                right = onnx.TensorProto.FromString(tensor.SerializeToString())
-                tensor.CopyFrom(tensors[tensor.name])
-                moved = max(moved, difference(dense, Runner(session(made, optimise=False))(feeds)))
-                tensor.CopyFrom(right)
+        made = proof.format.apply(model, analysis, {atom.dim: np.roll(np.arange(atom.size), 1)})
+        for name in (tensor.name for tensor in model.proto.graph.initializer if tensor.name in atom.weights):
+            if moved < ENOUGH:
+                wrong = made.copy()
+                wrong.put({name: analysis.graph.weights[name].load()})
+                moved = max(moved, difference(dense, run(wrong, optimise=False)(feeds)))
         least = min(least, moved)
     return least
 

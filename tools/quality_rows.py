@@ -14,7 +14,7 @@ import onnx
 from graphprune.scores import SCORES
 from models.tasks import SUBJECTS
 
-COMPENSATIONS = ("none", "bias", "least-squares")
+COMPENSATIONS = ("none", "bias", "least-squares", "sequential")
 SOURCES = ("real", "self", "noise", "none")
 MIXED = ("real+self",)
 """Sources that are run where they are asked for."""
@@ -101,8 +101,8 @@ def uses_data(row: Row) -> bool:
 
 
 def sound(row: Row) -> bool:
-    """Whether the row can be: batch norms and gradients need a forward pass."""
-    forward = row.norms != "kept" or "gradients" in SCORES[row.score].needs
+    """Whether the row can be: batch norms, gradients and compensation in order need a forward pass."""
+    forward = row.norms != "kept" or row.compensation == "sequential" or "gradients" in SCORES[row.score].needs
     return uses_data(row) and not (forward and row.source == "none")
 
 

@@ -6,7 +6,7 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 
 from __future__ import annotations
 
-from graphprune.formats.onnx.gradients import gradients, pull, signals
+from graphprune.formats.onnx.gradients import gradients, pull, signals, walk
 from graphprune.formats.onnx.last import last
 from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.moments import moments, replaced
@@ -43,4 +43,5 @@ __all__ = [
     "signals",
     "trials",
     "vocabulary",
+    "walk",
 ]

@@ -25,10 +25,7 @@ def check_structure(model: OnnxModel) -> None:
         if tensors.nbytes(tensor) <= _SMALL:
             proto.graph.initializer.append(model.tensor(tensor))
         else:
-            entry = tensors.without_data(tensor)
-            entry.data_location = onnx.TensorProto.EXTERNAL
-            entry.external_data.add(key="location", value=_DATA)
-            proto.graph.initializer.append(entry)
+            proto.graph.initializer.append(tensors.elsewhere(tensor, _DATA))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _DATA).touch()
         path = Path(folder) / "model.onnx"

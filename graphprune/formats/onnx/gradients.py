@@ -1,8 +1,8 @@
-"""Gradients for ONNX files: the graph is lifted to torch when a score first asks."""
+"""What of an ONNX file needs torch, such as gradients: the graph is lifted to torch when somebody first asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -10,6 +10,7 @@ from graphprune.consumers import Site
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.graph import Array
+from graphprune.memory import at_once
 
 
 def gradients(
@@ -23,7 +24,12 @@ def signals(
     model: OnnxModel, loss: Any, batches: Iterable[Any] | None, seed: int = 0
 ) -> Callable[[Iterable[str]], Iterator[Mapping[str, tuple[Array, Array]]]]:
     """As for a torch module."""
-    return lambda values: _torch("by_activation")(_torch("lift")(model), values, loss, batches, seed)
+
+    def found(values: Iterable[str]) -> Iterator[Mapping[str, tuple[Array, Array]]]:
+        with at_once():
+            yield from _torch("by_activation")(_torch("lift")(model), values, loss, batches, seed)
+
+    return found
 
 
 def pull(model: OnnxModel, wanted: Mapping[Site, tuple[Array, Array]]) -> Any:
@@ -31,7 +37,16 @@ def pull(model: OnnxModel, wanted: Mapping[Site, tuple[Array, Array]]) -> Any:
     return _torch("towards")(_torch("lift")(model), wanted)
 
 
-_PLACES = {"lift": "graphprune.formats.onnx.lift", "towards": "graphprune.formats.torch.pull"}
+def walk(model: OnnxModel, batches: Sequence[Mapping[str, Array]]) -> Any:
+    """``batches`` before the first node of ``model``."""
+    return _torch("Walk")(model, batches)
+
+
+_PLACES = {
+    "Walk": "graphprune.formats.onnx.walks",
+    "lift": "graphprune.formats.onnx.lift",
+    "towards": "graphprune.formats.torch.pull",
+}
 
 
 def _torch(name: str) -> Any:
@@ -41,4 +56,6 @@ def _torch(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise UsageError("gradients of a file need torch", hint='pip install "graphprune[torch]"') from error
+        raise UsageError(
+            "gradients of a file, and compensation in order, need torch", hint='pip install "graphprune[torch]"'
+        ) from error

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import Runner, session
+from graphprune.formats.onnx.runtime import Runner, run
 from graphprune.graph import Graph, Node
 
 _ALONE = ("cast", "identity", "neg", "tanh")
@@ -20,8 +20,8 @@ _WITH_A_VECTOR = ("add", "div", "mul", "sub")
 
 def last(model: OnnxModel, output: str) -> Runner:
     """Runs ``model`` for the last position along axis 1 of ``output`` [a, b, c]: the result is [a, 1, c]."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.inline())
+    made = model.copy()
+    proto = made.proto
     value, whole = _upstream(model.graph, output), "graphprune/whole"
     at = next(i for i, node in enumerate(proto.graph.node) if value in node.output)
     maker = proto.graph.node[at]
@@ -32,7 +32,7 @@ def last(model: OnnxModel, output: str) -> Runner:
     kind = next(info.type.tensor_type.elem_type for info in proto.graph.output if info.name == output)
     del proto.graph.output[:], proto.graph.value_info[:]
     proto.graph.output.append(helper.make_tensor_value_info(output, kind, None))
-    return Runner(session(OnnxModel(proto, model.folder)))
+    return run(made)
 
 
 def _upstream(graph: Graph, value: str) -> str:

@@ -80,7 +80,7 @@ class Lifted:
         return made, {name: np.ones_like(v) if v.dtype.kind == "f" else v for name, v in feeds.items()}
 
     @cached_property
-    def _steps(self) -> list[Step]:
+    def steps(self) -> list[Step]:
         """Nodes in order, and the values that nobody reads after each."""
         known, graph = self.graph.weights, self.graph
         protos = [n for n in self.model.proto.graph.node if not (n.op_type == "Constant" and n.output[0] in known)]
@@ -100,14 +100,16 @@ class Lifted:
         ``batch`` holds arrays or tensors by input name; what else it holds is left alone.
         """
         watch = watch or (lambda name, value: value)
-        values = self.constants | {name: watch(name, self._input(name, batch)) for name in self.graph.inputs}
-        *first, last = [self._steps[i : i + _SEGMENT] for i in range(0, len(self._steps), _SEGMENT)] or [[]]
+        values = self.constants | {name: watch(name, value) for name, value in self.inputs(batch).items()}
+        *first, last = [self.steps[i : i + _SEGMENT] for i in range(0, len(self.steps), _SEGMENT)] or [[]]
         for steps in first:
-            values = checkpoint(self._through, steps, values, watch, use_reentrant=False, preserve_rng_state=False)
-        values = self._through(last, values, watch)
+            values = checkpoint(self.through, steps, values, watch, use_reentrant=False, preserve_rng_state=False)
+        values = self.through(last, values, watch)
         return {name: values[name] for name in self.graph.outputs}
 
-    def _through(self, steps: list[Step], given: Mapping[str, Tensor], watch: Watch) -> dict[str, Tensor]:
+    def through(
+        self, steps: list[Step], given: Mapping[str, Tensor], watch: Watch = lambda name, value: value
+    ) -> dict[str, Tensor]:
         """The values that are still to be read when ``steps`` are done."""
         values = dict(given)
         for node, proto, last in steps:
@@ -117,6 +119,10 @@ class Lifted:
             for name in last:
                 values.pop(name, None)
         return values
+
+    def inputs(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What of ``batch`` the model takes, in its types."""
+        return {name: self._input(name, batch) for name in self.graph.inputs}
 
     def _input(self, name: str, batch: Mapping[str, Any]) -> Tensor:
         if name not in batch:

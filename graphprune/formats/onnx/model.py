@@ -1,21 +1,25 @@
 """An ONNX model in hand: the protobuf, the folder its external data lie in, and weights that a cut will make.
 
-A cut weight is a recipe (`Edit`) until it is written or run, so that memory follows the largest tensor.
+The larger weights are not in the protobuf, which is copied for every session, but beside it, as arrays whose memory
+all sessions and torch share. A cut weight of a file with external data is a recipe (`Edit`) until it is written or run,
+so that memory follows the largest tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphprune.formats.onnx import tensors
 from graphprune.graph import Array, Graph
+from graphprune.memory import give_back
 
 Trial = tuple[dict[str, int], dict[str, Array]]
 """Sizes by symbol, and inputs of those sizes by name."""
@@ -25,7 +29,7 @@ INLINE_LIMIT = 1_800_000_000
 
 @dataclass(frozen=True)
 class Edit:
-    """A weight to be made from ``source``: positions along each axis (None: all), or whole new values."""
+    """A weight to be made from ``source``, or from ``values`` in its place: positions along each axis (None: all)."""
 
     source: onnx.TensorProto
     folder: Path | None
@@ -56,7 +60,9 @@ class OnnxModel:
         """The format-free view that analysis works on."""
         from graphprune.formats.onnx.view import view
 
-        return view(self)
+        found = view(self)
+        give_back(self.bytes)
+        return found
 
     @property
     def bytes(self) -> int:
@@ -81,21 +87,59 @@ class OnnxModel:
         yield from self.proto.graph.initializer
         yield from (edit.source for edit in self.edits.values())
 
+    def array(self, tensor: onnx.TensorProto) -> Array:
+        """The values of ``tensor``, edited or read as need be."""
+        edit = self.edits.get(tensor.name)
+        return tensors.to_array(tensor, self.folder) if edit is None else edit.array()
+
     def tensor(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """``tensor`` with its bytes, edited or read as need be."""
-        edit = self.edits.get(tensor.name)
-        if edit is not None:
-            return tensors.from_array(edit.array(), tensor)
-        if tensors.is_external(tensor):
-            return tensors.from_array(tensors.to_array(tensor, self.folder), tensor)
-        return tensor
+        outside = tensor.name in self.edits or tensors.is_external(tensor)
+        return tensors.from_array(self.array(tensor), tensor) if outside else tensor
+
+    def copy(self) -> OnnxModel:
+        """The same model, whose protobuf and edits can be changed; larger weights are shared."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        return replace(self, proto=proto, path=None, edits=dict(self.edits))
+
+    def put(self, values: Mapping[str, Array]) -> None:
+        """Let ``values`` take the place of the weights of those names, each of the same shape and type."""
+        for tensor in self.proto.graph.initializer:
+            if tensor.name in values:
+                self._hold(tensor, values[tensor.name])
+        for node in self.proto.graph.node:
+            stored = constant_tensor(node)
+            if stored is not None and node.output[0] in values:
+                stored.CopyFrom(tensors.from_array(values[node.output[0]], stored))
+
+    def _hold(self, tensor: onnx.TensorProto, values: Array) -> None:
+        """Put ``values`` into ``tensor``, an initialiser, or beside the protobuf."""
+        if tensors.shared(tensor):
+            tensor.CopyFrom(tensors.without_data(tensor))
+            self.edits[tensor.name] = Edit(tensor, None, (None,) * values.ndim, np.ascontiguousarray(values))
+        else:
+            tensor.CopyFrom(tensors.from_array(values, tensor))
+            self.edits.pop(tensor.name, None)
+
+    def settled(self) -> OnnxModel:
+        """The same model with its edits carried out: larger weights beside the protobuf, all others in it."""
+        made = replace(self, proto=copy_without_weights(self.proto), edits={})
+        for tensor in self.proto.graph.initializer:
+            if tensor.name in self.edits or (tensors.shared(tensor) and _plain(tensor)):
+                made.proto.graph.initializer.append(tensors.without_data(tensor))
+                made._hold(made.proto.graph.initializer[-1], self.array(tensor))
+            else:
+                made.proto.graph.initializer.append(tensor)
+        return made
 
     def inline(self) -> onnx.ModelProto:
         """The whole model in one protobuf (the same object where nothing is pending)."""
         if not self.edits and not self.external:
             return self.proto
         proto = copy_without_weights(self.proto)
-        proto.graph.initializer.extend(self.tensor(t) for t in self.proto.graph.initializer)
+        for tensor in self.proto.graph.initializer:
+            proto.graph.initializer.append(self.tensor(tensor))
         return proto
 
 
@@ -144,6 +188,15 @@ def _copy_field(target: object, descriptor: object, value: object) -> None:
         setattr(target, name, value)
 
 
+_PLAIN = {"name", "data_type", "dims", "doc_string", "metadata_props", "raw_data"}
+
+
+def _plain(tensor: onnx.TensorProto) -> bool:
+    """Whether ``tensor`` holds raw data, and beside them nothing that would be lost without them."""
+    plain = {descriptor.name for descriptor, _ in tensor.ListFields()} <= _PLAIN and not _unknown_fields(tensor)
+    return plain and tensor.HasField("raw_data")
+
+
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """The tensor of a Constant node, None for other nodes and for spelled-out, sparse or string values."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
@@ -161,5 +214,9 @@ def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def native(model: OnnxModel) -> onnx.ModelProto:
-    """The protobuf, weights included."""
-    return model.inline()
+    """The protobuf, weights included; where they lie in it, what is done to it is done to the model."""
+    if model.external:
+        return model.inline()
+    model.proto, model.edits = model.inline(), {}
+    model.__dict__.pop("graph", None)  # it loads the weights that were
+    return model.proto

@@ -11,9 +11,8 @@ import onnx
 from onnx import helper
 
 from graphprune.consumers import Site, features
-from graphprune.formats.onnx.model import OnnxModel, constant_tensor
-from graphprune.formats.onnx.runtime import Runner, session
-from graphprune.formats.onnx.tensors import from_array
+from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.runtime import run
 from graphprune.graph import Array, Graph
 from graphprune.stats import Batches, Moments
 
@@ -26,24 +25,27 @@ _AXES_ARE_AN_INPUT = 13
 
 def moments(model: OnnxModel, sites: Sequence[Site], batches: Batches, *, threads: int = 1) -> dict[Site, Moments]:
     """`Moments` of the vectors along each site, over all ``batches``, in one pass."""
-    runner = Runner(session(OnnxModel(_watched(model, sites), model.folder), threads=threads))
+    runner = run(_watched(model, sites), threads=threads)
     found = {site: Moments.none(features(model.graph, site)) for site in sites}
     for feeds in batches:
-        sums = runner(feeds)
-        for number, moments in enumerate(found.values()):
-            count, *parts = (sums[f"{_name(number)}/{part}"] for part in _PARTS)
-            moments.add(int(count[0]), *parts)
+        _add_up(runner(feeds), found)
     return found
+
+
+def _add_up(sums: Mapping[str, Array], found: Mapping[Site, Moments]) -> None:
+    for number, moments in enumerate(found.values()):
+        count, *parts = (sums[f"{_name(number)}/{part}"] for part in _PARTS)
+        moments.add(int(count[0]), *parts)
 
 
 def _name(number: int) -> str:
     return f"graphprune/moments_{number}"
 
 
-def _watched(model: OnnxModel, sites: Sequence[Site]) -> onnx.ModelProto:
+def _watched(model: OnnxModel, sites: Sequence[Site]) -> OnnxModel:
     """The model with the sums in the place of its outputs."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.inline())
+    made = model.copy()
+    proto = made.proto
     del proto.graph.output[:]
     for number, site in enumerate(sites):
         nodes, constants = _sums(model.graph, site, _name(number))
@@ -52,7 +54,7 @@ def _watched(model: OnnxModel, sites: Sequence[Site]) -> onnx.ModelProto:
         proto.graph.output.extend(
             helper.make_tensor_value_info(f"{_name(number)}/{part}", kind, None) for part, kind in _PARTS.items()
         )
-    return proto
+    return made
 
 
 def _sums(graph: Graph, site: Site, name: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -100,18 +102,14 @@ def replaced(model: OnnxModel, values: Mapping[str, Array], add: Mapping[str, Ar
 
     ``add`` are new constants, each added to the activation of that name.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    held = {tensor.name: tensor for tensor in proto.graph.initializer}
-    held |= {node.output[0]: tensor for node in proto.graph.node if (tensor := constant_tensor(node)) is not None}
-    for name, value in values.items():
-        held[name].CopyFrom(from_array(value, held[name]))
+    made = model.copy()
+    made.put(values)
     for name, value in add.items():
-        _add(proto.graph, name, value)
-    return OnnxModel(proto, model.folder, given=model.given)
+        _insert(made.proto.graph, name, value)
+    return made
 
 
-def _add(graph: onnx.GraphProto, name: str, value: Array) -> None:
+def _insert(graph: onnx.GraphProto, name: str, value: Array) -> None:
     """Let a node behind the one that makes ``name`` add ``value`` to it; everybody else reads the sum."""
     at = next(i for i, node in enumerate(graph.node) if name in node.output)
     before, bias = f"{name}/unbiased", f"{name}/bias"

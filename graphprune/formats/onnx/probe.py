@@ -32,9 +32,7 @@ def probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> Sizes:
     if not names or model.large:
         return fallback
     try:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model.inline())
-        runner = runtime.Runner(runtime.session(_with_shape_outputs(copy, names), optimise=False))
+        runner = runtime.run(_with_shape_outputs(model.copy(), names), optimise=False)
         trials = runtime.find_trials(model, graph, runner)
     except VerifyError:
         return fallback
@@ -88,11 +86,12 @@ def _no_tensors(proto: onnx.ModelProto) -> set[str]:
     return typed | {name for node in nodes for name in node.output}
 
 
-def _with_shape_outputs(proto: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with the shapes of ``names`` as its only outputs."""
+def _with_shape_outputs(model: OnnxModel, names: list[str]) -> OnnxModel:
+    """The model, changed: the shapes of ``names`` are its only outputs."""
+    proto = model.proto
     del proto.graph.output[:]
     for name in names:
         proto.graph.node.append(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]))
         output = onnx.helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.INT64, None)
         proto.graph.output.append(output)
-    return proto
+    return model

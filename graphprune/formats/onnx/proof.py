@@ -9,19 +9,14 @@ from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import VerifyError
 from graphprune.formats.onnx.check import check_structure
-from graphprune.formats.onnx.model import OnnxModel, constant_tensor
+from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.runtime import first_line
 from graphprune.formats.onnx.shapes import skeleton
+from graphprune.graph import Array
 from graphprune.rules.registry import Mask
 
-_FLOATS = ("float16", "float32", "float64", "bfloat16")
-_ULP: dict[int, float] = {
-    onnx.TensorProto.FLOAT16: 2**-10,
-    onnx.TensorProto.BFLOAT16: 2**-7,
-    onnx.TensorProto.FLOAT: 2**-23,
-    onnx.TensorProto.DOUBLE: 2**-52,
-}
-"""One unit in the last place, relative, of each type."""
+_ULP = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
+"""One unit in the last place, relative, of each floating-point type."""
 
 
 def check(model: OnnxModel) -> None:
@@ -46,13 +41,13 @@ def maskable(analysis: Analysis) -> set[Dim]:
 
 def _puts_zeros(analysis: Analysis, mask: Mask) -> bool:
     value = analysis.graph.values.get(mask.node.inputs[mask.input])
-    return mask.dim.size is not None and value is not None and value.dtype in _FLOATS and value.shape is not None
+    return mask.dim.size is not None and value is not None and value.dtype in _ULP and value.shape is not None
 
 
 def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
     """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.inline())
+    made = model.copy()
+    proto = made.proto
     position = {id(node): i for i, node in enumerate(analysis.graph.nodes)}
     everything = list(enumerate(proto.graph.node))
     real = [(i, n) for i, n in everything if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
@@ -68,37 +63,32 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
         shape[wanted.axis] = len(zeros)
         name = f"graphprune/mask_{number}"
         tensor = onnx.numpy_helper.from_array(zeros.reshape(shape).astype(np.dtype(value.dtype)), name)
-        made = [
+        helpers = [
             onnx.helper.make_node("Constant", [], [name], value=tensor),
             onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
         ]
         node.input[wanted.input] = f"{name}/masked"
-        extra.setdefault(at, []).extend(made)
+        extra.setdefault(at, []).extend(helpers)
     nodes = []
     for at, node in everything:
         nodes += [*extra.get(at, []), node]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
-    return OnnxModel(proto, model.folder)
+    return made
 
 
 def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:
     """Every floating-point weight that carries a prunable atom, moved by one unit in the last place, up or down."""
     random = np.random.default_rng(seed)
     names = {name for atom in analysis.prunable for name in atom.weights}
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.inline())
-    held = {tensor.name: tensor for tensor in proto.graph.initializer}
-    held |= {node.output[0]: tensor for node in proto.graph.node if (tensor := constant_tensor(node)) is not None}
-    for name, tensor in held.items():
-        if name in names and tensor.data_type in _ULP:
-            tensor.CopyFrom(_nudged(tensor, random))
-    return OnnxModel(proto, model.folder, given=model.given)
+    weights = {name: weight for name, weight in model.graph.weights.items() if name in names and weight.dtype in _ULP}
+    made = model.copy()
+    made.put({name: _nudged(weight.load(), random) for name, weight in weights.items()})
+    return made
 
 
-def _nudged(tensor: onnx.TensorProto, random: np.random.Generator) -> onnx.TensorProto:
-    data = onnx.numpy_helper.to_array(tensor)
+def _nudged(data: Array, random: np.random.Generator) -> Array:
     signs = random.integers(0, 2, data.shape, dtype=np.int8) * 2.0 - 1
-    moved = data.astype(np.float64) * (1 + signs * _ULP[tensor.data_type])
-    return onnx.numpy_helper.from_array(moved.astype(data.dtype), tensor.name)
+    moved = data.astype(np.float64) * (1 + signs * _ULP[str(data.dtype)])
+    return moved.astype(data.dtype)

@@ -48,7 +48,7 @@ def read(source: str | Path | onnx.ModelProto) -> OnnxModel:
         path = Path(source)
         model = OnnxModel(_load(path), path.parent, path)
     _check(model)
-    return model
+    return model.settled()
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -18,8 +18,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from graphprune.errors import UsageError
-from graphprune.formats.onnx.model import constant_tensor
-from graphprune.formats.onnx.runtime import Runner, session
+from graphprune.formats.onnx.model import OnnxModel, constant_tensor
+from graphprune.formats.onnx.runtime import run
 from graphprune.formats.onnx.tensors import from_array
 
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def reestimate_batch_norm(model: Any, batches: Iterable[Any], loss: Callable[[An
             "no batch norm with running statistics ran, so there is nothing to re-estimate",
             hint="exporters often fold batch norms into convolutions; a model without them needs no re-estimation",
         )
-    runner = Runner(session(_watched(model, norms)))
+    runner = run(OnnxModel(_watched(model, norms)))
     found = [_Statistics() for _ in norms]
     for number, batch in enumerate(batches):
         if not isinstance(batch, Mapping):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,43 +11,71 @@ import onnx
 import onnxruntime
 
 from graphprune.errors import UsageError, VerifyError
-from graphprune.formats.onnx.model import OnnxModel, Trial
+from graphprune.formats.onnx.model import OnnxModel, Trial, copy_without_weights
 from graphprune.formats.onnx.shapes import input_shapes, size_pairs, symbols_of
-from graphprune.formats.onnx.tensors import dtype_name
+from graphprune.formats.onnx.tensors import dtype_name, elsewhere, shared
 from graphprune.graph import Array, Graph
+from graphprune.memory import give_back
 
 Feeds = Mapping[str, Array]
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _ORT_PLACE = re.compile(r"/\S+:\d+ ")
 
 
-def session(model: OnnxModel | onnx.ModelProto, *, optimise: bool = True, threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU; VerifyError with the runtime's own words where it refuses the model."""
+class Runner:
+    """A loaded model: call it with feeds, get all outputs by name."""
+
+    def __init__(self, loaded: Any, weights: Mapping[str, Any]) -> None:
+        self.session = loaded
+        self.weights = weights  # theirs is the memory that the session uses
+        self.names = [output.name for output in loaded.get_outputs()]
+
+    def __call__(self, feeds: Feeds) -> dict[str, Array]:
+        try:
+            outputs = dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime's own classes again
+            raise VerifyError(f"ONNX Runtime does not run the model: {first_line(error)}") from error
+        return dict(_arrays(outputs))
+
+
+def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1) -> Runner:
+    """``model`` in ONNX Runtime on the CPU; the result is called with feeds.
+
+    The memory of larger weights is shared with the runtime. VerifyError with its own words where it refuses the model.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    if not optimise:  # it is not to run for long: weights are used as they lie
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        if isinstance(model, OnnxModel) and model.large:
-            return _from_folder(model, options)
-        proto = model.inline() if isinstance(model, OnnxModel) else model
-        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        proto, arrays = _apart(model)
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        options.add_external_initializers(list(values), list(values.values()))
+        for name, value in values.items():  # else they are copied in the end
+            options.add_initializer(name, value)
+        loaded = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own, none of them public
         raise VerifyError(
             f"ONNX Runtime does not load the model: {first_line(error)}",
             hint="where it is only a kernel that is missing, --verify structure leaves out what has to be run",
         ) from error
+    give_back(sum(array.nbytes for array in arrays.values()))
+    return Runner(loaded, values)
 
 
-def _from_folder(model: OnnxModel, options: Any) -> Any:
-    from graphprune.formats.onnx.write import save
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save(model, path)
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def _apart(model: OnnxModel) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    """The protobuf with its smaller weights, and the larger ones by name."""
+    proto, arrays = copy_without_weights(model.proto), dict[str, Array]()
+    for tensor in model.proto.graph.initializer:
+        if shared(tensor):
+            arrays[tensor.name] = np.ascontiguousarray(model.array(tensor))
+            proto.graph.initializer.append(elsewhere(tensor, "weights"))
+        else:
+            proto.graph.initializer.append(model.tensor(tensor))
+    return proto, arrays
 
 
 def first_line(error: BaseException) -> str:
@@ -68,21 +94,6 @@ def _after_signature(words: str) -> str:
     return words
 
 
-class Runner:
-    """A loaded model: call it with feeds, get all outputs by name."""
-
-    def __init__(self, loaded: Any) -> None:
-        self.session = loaded
-        self.names = [output.name for output in loaded.get_outputs()]
-
-    def __call__(self, feeds: Feeds) -> dict[str, Array]:
-        try:
-            outputs = dict(zip(self.names, self.session.run(self.names, dict(feeds)), strict=True))
-        except Exception as error:  # onnxruntime's own classes again
-            raise VerifyError(f"ONNX Runtime does not run the model: {first_line(error)}") from error
-        return dict(_arrays(outputs))
-
-
 def _arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
     """Outputs as arrays; the elements of a sequence are numbered."""
     for name, value in outputs.items():
@@ -90,11 +101,6 @@ def _arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
             yield from _arrays({f"{name}[{i}]": element for i, element in enumerate(value)})
         elif value is not None:
             yield name, np.asarray(value)
-
-
-def run(model: OnnxModel, *, threads: int = 1) -> Runner:
-    """Load ``model`` into ONNX Runtime; the result is called with feeds."""
-    return Runner(session(model, threads=threads))
 
 
 def make_feeds(graph: Graph, proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:

@@ -81,7 +81,9 @@ class _Surgeon:
 
     def _edit(self, name: str, positions: tuple[Array | None, ...]) -> None:
         if name in self._initialisers:
-            self.edits[name] = Edit(self._initialisers[name], self.source.folder, positions)
+            before = self.source.edits.get(name)
+            values = before.array() if before else None
+            self.edits[name] = Edit(self._initialisers[name], self.source.folder, positions, values)
         else:
             data = self.analysis.graph.weights[name].load()
             for axis, index in enumerate(positions):
@@ -190,11 +192,10 @@ class _Surgeon:
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         self._value_infos(proto)
-        edits = {**self.source.edits, **self.edits}
+        left = {tensor.name for tensor in proto.graph.initializer}
+        edits = {name: edit for name, edit in (self.source.edits | self.edits).items() if name in left}
         made = OnnxModel(proto, self.source.folder, None, edits)
-        if not self.source.external:
-            made = OnnxModel(made.inline(), self.source.folder)
-        return made
+        return made if self.source.external else made.settled()
 
     def _settle_constants(self) -> None:
         """A constant that one node alone reads is edited where it stands; a shared one is copied for its reader."""

@@ -16,6 +16,10 @@ _NARROW = {"int4": 4, "float4_": 4, "int2": 2, "float6_": 6}
 """Bits of element types that are packed; numpy holds one in a byte."""
 
 
+_SHARED = 1 << 16
+"""Bytes from which on a weight is kept as an array beside the protobuf."""
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether the data lie in another file."""
     return tensor.data_location == onnx.TensorProto.EXTERNAL
@@ -39,6 +43,19 @@ def nbytes(tensor: onnx.TensorProto) -> int:
         )
     bits = next((bits for stem, bits in _NARROW.items() if stem in name), 8 * np.dtype(name).itemsize)
     return int(math.prod(tensor.dims) * bits + 7) // 8
+
+
+def shared(tensor: onnx.TensorProto) -> bool:
+    """Whether ``tensor`` is large enough, and of a type of numpy's own, for its memory to be shared as an array."""
+    return nbytes(tensor) >= _SHARED and np.dtype(dtype_name(tensor.data_type)).isbuiltin == 1
+
+
+def elsewhere(tensor: onnx.TensorProto, location: str) -> onnx.TensorProto:
+    """``tensor`` without its bytes, which are said to lie in the file ``location``."""
+    bare = without_data(tensor)
+    bare.data_location = onnx.TensorProto.EXTERNAL
+    bare.external_data.add(key="location", value=location)
+    return bare
 
 
 def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
@@ -83,9 +100,11 @@ def check_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
 
 
 def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    """The values of ``tensor``, read now."""
+    """The values of ``tensor``, read now; larger ones in another file when they are looked at."""
     if is_external(tensor):
         check_external(tensor, folder)
+        if shared(tensor) and (mapped := _mapped(tensor, folder)).flags.aligned:
+            return mapped
         here = onnx.TensorProto()
         here.CopyFrom(tensor)  # onnx before 1.22 keeps the bytes it reads in the tensor it is given
         tensor = here
@@ -98,14 +117,23 @@ def to_array(tensor: onnx.TensorProto, folder: Path | None) -> Array:
         ) from error
 
 
+def _mapped(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    offset = int(next((entry.value for entry in tensor.external_data if entry.key == "offset"), 0))
+    dtype = np.dtype(dtype_name(tensor.data_type)).newbyteorder("<")
+    return np.asarray(np.memmap(data_file(tensor, folder), dtype, "r", offset, tuple(tensor.dims)))
+
+
 def from_array(array: Array, like: onnx.TensorProto, name: str = "") -> onnx.TensorProto:
     """``array`` as a tensor stored inside the file, with the type, doc string and metadata of ``like``."""
     made = onnx.TensorProto()
     made.CopyFrom(without_data(like))
     made.name = name or like.name
-    fresh = numpy_helper.from_array(np.ascontiguousarray(array))
     del made.dims[:]
     made.dims.extend(array.shape)
+    if array.dtype.isbuiltin == 1 and array.dtype.kind in "biuf":
+        made.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return made
+    fresh = numpy_helper.from_array(np.ascontiguousarray(array))
     if fresh.string_data:
         made.string_data.extend(fresh.string_data)
     else:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from ast import literal_eval
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.model import OnnxModel, constant_tensor
+from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor
 from graphprune.formats.onnx.names import STANDARD, rule_name
 from graphprune.formats.onnx.probe import probe
 from graphprune.formats.onnx.shapes import skeleton, static_shapes
@@ -109,7 +110,10 @@ def _weights(model: OnnxModel) -> dict[str, Weight]:
         if tensors.is_external(tensor) and tensor.name not in model.edits:
             tensors.check_external(tensor, model.folder)
         found[tensor.name] = Weight(
-            tensor.name, tuple(tensor.dims), tensors.dtype_name(tensor.data_type), partial(_load, model, tensor)
+            tensor.name,
+            tuple(tensor.dims),
+            tensors.dtype_name(tensor.data_type),
+            partial(_load, model.edits, tensor, model.folder),
         )
     for node in model.proto.graph.node:
         if node.op_type == "Constant" and node.domain in STANDARD and node.output:
@@ -119,9 +123,9 @@ def _weights(model: OnnxModel) -> dict[str, Weight]:
     return found
 
 
-def _load(model: OnnxModel, tensor: onnx.TensorProto) -> Array:
-    edit = model.edits.get(tensor.name)
-    return edit.array() if edit is not None else tensors.to_array(tensor, model.folder)
+def _load(edits: Mapping[str, Edit], tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    edit = edits.get(tensor.name)
+    return edit.array() if edit is not None else tensors.to_array(tensor, folder)
 
 
 def _constant(node: onnx.NodeProto) -> Weight | None:

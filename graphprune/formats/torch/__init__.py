@@ -24,6 +24,7 @@ from graphprune.formats.torch.pull import pull
 from graphprune.formats.torch.read import read
 from graphprune.formats.torch.recover import reestimate_batch_norm
 from graphprune.formats.torch.surgery import apply
+from graphprune.formats.torch.walks import walk
 from graphprune.formats.torch.write import disk_bytes, exported, save
 
 __all__ = [
@@ -51,4 +52,5 @@ __all__ = [
     "signals",
     "trials",
     "vocabulary",
+    "walk",
 ]

@@ -19,6 +19,7 @@ from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import own_loss
 from graphprune.formats.torch.model import TorchModel, attribute, clone, stored
 from graphprune.graph import Array, Graph
+from graphprune.memory import give_back
 
 Loss = Callable[[Any, Any], Tensor]
 Found = Sequence[Tensor | None]
@@ -105,7 +106,9 @@ def by_activation(
         pairs = {name: _pair(seen.pop(name), gradient) for name, gradient in zip(values, found, strict=True)}
         del value, found
         yield pairs
+        held = sum(value.nbytes for pair in pairs.values() for value in pair)
         del pairs
+        give_back(held)
 
 
 def _pair(value: Tensor, gradient: Tensor | None) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from graphprune.errors import UsageError
 from graphprune.graph import Graph, Node
@@ -65,12 +66,22 @@ def _cross_entropy(value: Tensor, how: str, generator: torch.Generator) -> Tenso
 
 def _drawn(rows: Tensor, how: str, generator: torch.Generator) -> Tensor:
     """A class is drawn for each row, at TEMPERATURE, by one number that falls into its part of the whole."""
-    soft = (rows.clamp(min=_TINY).log() if how == "probabilities" else rows) / TEMPERATURE
     with torch.no_grad():
-        running = soft.softmax(1).cumsum(1)
+        running = _softened(rows, how).softmax(1).cumsum(1)
         points = torch.rand(len(rows), 1, generator=generator).to(running) * running[:, -1:]
-        labels = torch.searchsorted(running, points, right=True).clamp(max=rows.shape[1] - 1)
-    return _surprise(soft, "logits", labels[:, 0])
+        labels = torch.searchsorted(running, points, right=True).clamp(max=rows.shape[1] - 1)[:, 0]
+
+    def lost(rows: Tensor) -> Tensor:
+        return _surprise(_softened(rows, how), "logits", labels)
+
+    # computed again on the way back: three numbers for each of a vocabulary at each position would be kept otherwise
+    found: Tensor = checkpoint(lost, rows, use_reentrant=False, preserve_rng_state=False)
+    return found
+
+
+def _softened(rows: Tensor, how: str) -> Tensor:
+    """Logits at TEMPERATURE."""
+    return (rows.clamp(min=_TINY).log() if how == "probabilities" else rows) / TEMPERATURE
 
 
 def _surprise(rows: Tensor, how: str, labels: Tensor) -> Tensor:

@@ -43,10 +43,15 @@ def _name(node: fx.Node) -> str:
 
 
 def _add(found: dict[Site, Moments], site: Site, value: Tensor) -> None:
-    seen = value.detach().float()
-    rows = (seen if site.window is None else _windows(seen, site.window)).movedim(site.axis, -1).flatten(0, -2)
+    rows = rows_at(value, site)
     sums = (part.double().cpu().numpy() for part in (rows.sum(0), rows.T @ rows, rows.abs().sum(0)))
     found.setdefault(site, Moments.none(rows.shape[1])).add(len(rows), *sums)
+
+
+def rows_at(value: Tensor, site: Site) -> Tensor:
+    """What is summed over at ``site``, for every place: [rows, features], float32."""
+    seen = value.detach().float()
+    return (seen if site.window is None else _windows(seen, site.window)).movedim(site.axis, -1).flatten(0, -2)
 
 
 def _windows(value: Tensor, window: Window) -> Tensor:

@@ -27,7 +27,7 @@ def run(model: TorchModel, *, threads: int = 1) -> Runner:
 def run_with(interpreter: torch.fx.Interpreter, model: TorchModel, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Outputs by number when ``interpreter`` runs the traced module on arrays by placeholder name."""
     places = [node.name for node in model.traced.graph.nodes if node.op == "placeholder"]
-    values = [_tensor(feeds.get(name), model.inputs.get(name)) for name in places]
+    values = [tensor(feeds.get(name), model.inputs.get(name)) for name in places]
     try:
         with torch.no_grad():
             found = interpreter.run(*values, enable_io_processing=False)
@@ -43,7 +43,8 @@ def last(model: TorchModel, output: str) -> Runner:
     return lambda feeds: {output: run(model)(feeds)[number][:, -1:]}
 
 
-def _tensor(value: Any, example: Any) -> Any:
+def tensor(value: Any, example: Any) -> Any:
+    """An input of the traced module, of the type of ``example``; what is no tensor there is as it is there."""
     if not isinstance(example, Tensor):
         return example
     return torch.as_tensor(np.asarray(value)).to(example.device, example.dtype)

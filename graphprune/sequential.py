@@ -1,0 +1,258 @@
+"""Compensation in order: each consumer is fitted to what reaches it once everything before it was cut.
+
+One-shot compensation fits W' x to W x on the activations x of the dense model. In the cut model other activations x'
+arrive, and errors add up. Here two models are walked through side by side, the dense one and the one that was cut and
+compensated up to where the walk stands, and each consumer that loses positions is fitted to
+
+    W' = (E[t x'ᵀ] + δ W₀)(E[x' x'ᵀ] + δ I)⁻¹        t = y + r - r'
+
+W₀ are the weights of one-shot compensation, δ is as there, y is what the dense model computes, and r what both models
+add to it (a residual): what went wrong in r' before is made good as far as x' can tell. For each consumer the damping
+is the one with the least error on the half of the data that was not fitted; where W₀ itself does better, it stays.
+Layer after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's outputs as targets are the
+asymmetric calibration of GPTAQ (arXiv 2504.02692).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from graphprune.analysis import Analysis
+from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide
+from graphprune.consumers import Consumer, Site, consumers
+from graphprune.dims import Chosen, Positions, take, touched
+from graphprune.graph import Array, Graph, Node
+
+Floats = npt.NDArray[np.float64]
+_FLAT = 1e-3
+"""A batch norm scales by at least this, next to its other channels, where residuals are looked at through it."""
+
+
+class Walk(Protocol):
+    """Batches on their way through a model, all before the same node."""
+
+    batches: int
+
+    def to(self, node: int) -> None:
+        """Run every batch up to, and without, the node of that number."""
+
+    def rows(self, batch: int, site: Site) -> Array:
+        """What a consumer sums over at ``site``: [rows, features]."""
+
+    def holds(self, value: str) -> bool:
+        """Whether ``value`` is computed by now, and still to be read."""
+
+    def put(self, weight: str, values: Array) -> None:
+        """Let ``values`` take the place of a weight."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and tᵀ t added up."""
+
+    count: int
+    x: Floats
+    t: Floats
+    xx: Floats
+    tx: Floats
+    tt: float
+
+    @staticmethod
+    def of(x: Array, t: Array) -> Sums:
+        """Of the rows of two matrices."""
+        first, second, third, fourth = (part.astype(np.float64) for part in (x.sum(0), t.sum(0), x.T @ x, t.T @ x))
+        return Sums(len(x), first, second, third, fourth, float(np.vdot(t, t)))
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.count + other.count,
+            self.x + other.x,
+            self.t + other.t,
+            self.xx + other.xx,
+            self.tx + other.tx,
+            self.tt + other.tt,
+        )
+
+    def seconds(self, centred: bool) -> tuple[Floats, Floats, float]:
+        """E[x xᵀ], E[t xᵀ] and E[tᵀ t], of what differs from the mean where ``centred``."""
+        x, t = (part / self.count * centred for part in (self.x, self.t))
+        return (
+            self.xx / self.count - np.outer(x, x),
+            self.tx / self.count - np.outer(t, x),
+            self.tt / self.count - float(t @ t),
+        )
+
+
+class _Fit(NamedTuple):
+    """A consumer, where its positions are summed, what stays of them, its bias, and what is added behind it."""
+
+    consumer: Consumer
+    node: Node
+    made: Site
+    kept: Positions
+    bias: Bias | None
+    residual: str
+    scale: Floats | None
+
+
+def in_order(
+    analysis: Analysis,
+    chosen: Chosen,
+    start: Mapping[str, Array],
+    dense: Walk,
+    cut: Walk,
+    progress: Callable[[float], None] = lambda done: None,
+) -> dict[str, Array]:
+    """New values of weights and biases, at full size, for a cut at ``chosen``.
+
+    ``start`` are those of one-shot compensation, which the model of ``cut`` has; both walks are at the first node.
+    """
+    found = dict(start)
+    for name, values in zeroed(analysis, chosen, start).items():
+        cut.put(name, values)
+    fits = sorted(_fits(analysis, chosen), key=lambda fit: fit.node.index)
+    for done, fit in enumerate(fits):
+        cut.to(fit.node.index)
+        dense.to(fit.node.index + 1)
+        halves = _halves(fit, dense, cut)
+        for name, values in _fitted(analysis, fit, halves, found).items():
+            found[name] = values
+            cut.put(name, _without(analysis, fit, values) if name == fit.consumer.weight else values)
+        progress((done + 1) / len(fits))
+    return found
+
+
+def zeroed(analysis: Analysis, chosen: Chosen, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Every weight that a cut touches, with zeros in place of what goes."""
+    made = {}
+    for name, node, _, layout in analysis.uses:
+        axes = [axis for axis, dim in enumerate(layout) if touched(dim, chosen)]
+        if axes and node is None:
+            stored = values.get(name)
+            whole = np.array(analysis.graph.weights[name].load() if stored is None else stored)
+            for axis in axes:
+                gone = np.setdiff1d(np.arange(whole.shape[axis]), take(layout[axis], chosen))
+                np.moveaxis(whole, axis, 0)[gone] = 0
+            made[name] = whole
+    return made
+
+
+def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
+    """Consumers whose outputs can be told apart from those of others, and lie as their inputs do."""
+    found = []
+    for consumer in consumers(analysis):
+        graph, node, site = analysis.graph, consumer.nodes[0], consumer.sites[0]
+        if not touched(consumer.dim, chosen) or len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
+            continue
+        bias = bias_of(analysis, consumer)
+        into, out = graph.shape(site.value) or (), graph.shape(node.outputs[0]) or ()
+        convolution = node.op.startswith("conv")
+        last = site.axis == len(into) - 1 and into[:-1] == out[:-1]
+        inner = len(node.inputs) > 2 and node.inputs[2]
+        if not (convolution or last) or (inner and (bias is None or bias.name != inner)):
+            continue
+        made = Site(node.outputs[0], 1 if convolution else len(out) - 1)
+        shape = graph.weights[consumer.weight].shape
+        if math.prod(size for axis, size in enumerate(shape) if axis not in consumer.axes) != out[made.axis]:
+            continue
+        residual, scale = _behind(graph, node, bias)
+        found.append(_Fit(consumer, node, made, take(consumer.dim, chosen), bias, residual, scale))
+    return found
+
+
+def _behind(graph: Graph, node: Node, bias: Bias | None) -> tuple[str, Floats | None]:
+    """The activation that is added to what ``node`` makes, "" for none; and by what a batch norm between scales."""
+    scale, value = None, node.outputs[0]
+    reader = _reader(graph, value)
+    if reader is not None and reader.op == "batch_norm" and value == reader.inputs[0]:
+        gain, variance = (graph.weights.get(reader.inputs[i]) for i in (1, 4))
+        if gain is None or variance is None:
+            return "", None
+        spread = np.sqrt(variance.load().astype(np.float64) + reader.attrs.get("epsilon", 1e-5))
+        scale, value = gain.load() / spread, reader.outputs[0]
+    elif reader is not None and bias is not None and bias.name in reader.inputs:
+        value = reader.outputs[0]
+    reader = _reader(graph, value)
+    if reader is None or not adds(reader):
+        return "", None
+    other = reader.inputs[1 - reader.inputs.index(value)]
+    same = other != value and other not in graph.weights and graph.shape(other) == graph.shape(value)
+    return (other, scale) if same else ("", None)
+
+
+def _reader(graph: Graph, value: str) -> Node | None:
+    """The one node that reads ``value``."""
+    readers = graph.consumers.get(value, ())
+    return readers[0][0] if len(readers) == 1 and value not in graph.outputs else None
+
+
+def _halves(fit: _Fit, dense: Walk, cut: Walk) -> list[Sums]:
+    """Sums over every other batch, and over those between."""
+    site, sums = fit.consumer.sites[0], dict[int, Sums]()
+    along = Site(fit.residual, fit.made.axis) if fit.residual and cut.holds(fit.residual) else None
+    for batch in range(cut.batches):
+        target = dense.rows(batch, fit.made)
+        if along is not None:
+            apart = dense.rows(batch, along) - cut.rows(batch, along)
+            target = target + (apart if fit.scale is None else apart * _inverse(fit.scale).astype(apart.dtype))
+        more = Sums.of(cut.rows(batch, site)[:, fit.kept], target)
+        sums[batch % 2] = sums[batch % 2] + more if batch % 2 in sums else more
+    return [sums[half] for half in sorted(sums)]
+
+
+def _inverse(scale: Floats) -> Floats:
+    """One over ``scale``; 0 where a batch norm all but turns a channel off."""
+    live = np.abs(scale) > _FLAT * np.abs(scale).max()
+    return np.where(live, 1 / np.where(live, scale, 1), 0.0)
+
+
+def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[str, Array]) -> dict[str, Array]:
+    """The weight, and the bias, that come closest to the targets; nothing where those ``before`` do as well."""
+    stored = before[fit.consumer.weight]
+    first = fit.consumer.matrix(stored)[:, fit.kept]
+    if len(halves) < 2:
+        return {}
+    errors = np.zeros(len(DAMPINGS) + 1)
+    for fitted, other in (halves, halves[::-1]):
+        for i, damping in enumerate(DAMPINGS):
+            errors[i] += _error(_solved(fit, fitted, first, damping), other, fit.bias is not None)
+        errors[-1] += _error(first, other, fit.bias is not None)
+    best, whole = int(np.argmin(errors)), halves[0] + halves[1]
+    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best])
+    changed = fit.consumer.matrix(stored)
+    changed[:, fit.kept] = weight
+    made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
+    if fit.bias is not None:
+        dense = analysis.graph.weights[fit.bias.name].load()
+        inner = len(fit.node.inputs) > 2 and fit.node.inputs[2] == fit.bias.name  # it is in the targets already
+        shift = (whole.t - weight @ whole.x) / whole.count
+        new = shift.reshape(dense.shape) if inner else dense + fit.bias.sign * shift.reshape(dense.shape)
+        made[fit.bias.name] = new.astype(dense.dtype)
+    return made
+
+
+def _solved(fit: _Fit, sums: Sums, first: Floats, damping: float) -> Floats:
+    inner, cross, _ = sums.seconds(fit.bias is not None)
+    ridge = damping * float(np.trace(inner)) / len(inner)
+    return divide(cross + ridge * first, inner + ridge * np.eye(len(inner)))
+
+
+def _error(weight: Floats, sums: Sums, centred: bool) -> float:
+    """E|t - W' x|², relative to E|t|²."""
+    inner, cross, size = sums.seconds(centred)
+    error = size - 2 * float(np.einsum("ij,ij->", weight, cross)) + float(np.einsum("ij,ij->", weight @ inner, weight))
+    return error / size if size > 0 else 0.0
+
+
+def _without(analysis: Analysis, fit: _Fit, values: Array) -> Array:
+    """A weight with zeros for the positions that go."""
+    matrix = fit.consumer.matrix(values)
+    gone = np.setdiff1d(np.arange(matrix.shape[1]), fit.kept)
+    matrix[:, gone] = 0
+    return fit.consumer.stored(matrix, values)

@@ -1,0 +1,144 @@
+"""Compensation in order: targets that take in the residual, the walk, and both formats."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.errors import UsageError
+from graphprune.pipeline import Loaded
+from graphprune.plan import Plan, make_plan
+from graphprune.sequential import zeroed
+from models import digits
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Branches(nn.Module):
+    """Two branches that are added up. The second knows what the first does, and four positions that nobody wants.
+
+    One position of the first is always on.
+    """
+
+    def __init__(self, norm: bool, bias: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1, bias=bias)
+        self.c, self.d = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 4, 1, bias=bias)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        with torch.no_grad():
+            self.a.weight[7], self.a.bias[7] = 0, 1  # type: ignore[index]
+            self.c.weight[:8] = 0
+            self.c.weight[:8, :, 1, 1] = self.a.weight[:, :, 0, 0]
+            self.c.bias[:8] = self.a.bias  # type: ignore[index]
+            self.d.weight[:, 8:] = 0
+            if norm:
+                made: Any = self.norm
+                made.running_mean.normal_()
+                made.running_var.uniform_(0.2, 5)
+                made.weight.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.b(self.a(x).relu()) + self.norm(self.d(self.c(x).relu()))
+        return added
+
+
+def batches(name: str, count: int = 4) -> list[dict[str, npt.NDArray[np.float32]]]:
+    """Images of noise."""
+    rng = np.random.default_rng(0)
+    return [{name: rng.standard_normal((8, 3, 5, 5)).astype(np.float32)} for _ in range(count)]
+
+
+def loaded_as(kind: str, module: nn.Module) -> Loaded:
+    """A module, or the file that it is exported to, with a batch size that is free."""
+    example = (torch.zeros(8, 3, 5, 5),)
+    if kind == "torch":
+        return graphprune.load(module.eval(), example_inputs=example)
+    stream: Any = io.BytesIO()
+    torch.onnx.export(module.eval(), example, stream, dynamo=False, input_names=["x"], do_constant_folding=False,
+                      training=torch.onnx.TrainingMode.PRESERVE)  # fmt: skip
+    return graphprune.load(onnx.load_from_string(stream.getvalue()))
+
+
+def half_of_the_first(loaded: Loaded) -> Plan:
+    """Half of the first branch goes, and of the second what has no weight."""
+    eight, twelve = (next(a for a in loaded.analysis.prunable if a.size == size) for size in (8, 12))
+    return make_plan(loaded.analysis, {eight.dim: np.arange(4), twelve.dim: np.arange(8)}, "", {})
+
+
+def error(loaded: Loaded, plan: Plan, how: Any, held: list[dict[str, Any]]) -> float:
+    """Of the cut model's outputs, next to the dense model's."""
+    small = loaded.compensated(plan, loaded.measure(held), 1e-3, how, held).apply(plan, latency=False)
+    runs = [loaded.format.run(model) for model in (loaded.model, small.pruned)]
+    dense, found = (np.concatenate([next(iter(run(batch).values())) for batch in held]) for run in runs)
+    return float(np.square(dense - found).sum() / np.square(dense).sum())
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize(("norm", "bias"), [(False, False), (False, True), (True, False), (True, True)])
+def test_what_went_wrong_before_is_made_good(kind: str, norm: bool, bias: bool) -> None:
+    """The second branch holds all that the first lost: one-shot compensation cannot know, this can."""
+    loaded = loaded_as(kind, Branches(norm, bias))
+    held = batches(loaded.analysis.graph.inputs[0])
+    plan = half_of_the_first(loaded)
+    before, after = (error(loaded, plan, how, held) for how in ("least-squares", "sequential"))
+    assert before > 1e-3
+    assert after < 1e-2 * before
+
+
+def test_formats_agree() -> None:
+    """The same weights from a module and from its file."""
+    found = []
+    for kind in ("torch", "onnx"):
+        loaded = loaded_as(kind, Branches(norm=True, bias=False))
+        held, plan = batches(loaded.analysis.graph.inputs[0]), half_of_the_first(loaded)
+        made = loaded.compensated(plan, loaded.measure(held), None, "sequential", held)
+        found.append({name: w.load() for name, w in made.analysis.graph.weights.items() if name.endswith("weight")})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_zeros_are_a_cut() -> None:
+    """What walks on behind the cut sees what the smaller model sees."""
+    loaded = graphprune.load(digits.PATH)
+    held = [{"image": digits.split()[0][:32]}]
+    plan = loaded.plan(graphprune.Request(macs=0.5), "l2")
+    walk = loaded.format.walk(loaded.model, held)
+    for name, values in zeroed(loaded.analysis, plan.chosen(loaded.analysis), {}).items():
+        walk.put(name, values)
+    output = loaded.analysis.graph.outputs[0]
+    walk.to(len(loaded.analysis.graph.nodes))
+    small = loaded.apply(plan, latency=False)
+    expected = loaded.format.run(small.pruned)(held[0])[output]
+    rows = walk.rows(0, graphprune.consumers.Site(output, 1))
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_batch_is_not_fitted_twice() -> None:
+    """Nothing says whether a fit is any good on other data: what one-shot compensation made stays."""
+    loaded = loaded_as("onnx", Branches(norm=False, bias=False))
+    held, plan = batches(loaded.analysis.graph.inputs[0], 1), half_of_the_first(loaded)
+    assert error(loaded, plan, "sequential", held) == error(loaded, plan, "least-squares", held)
+
+
+def test_no_data_no_order() -> None:
+    """Without a forward pass there is nothing to fit to."""
+    with pytest.raises(UsageError, match="no data to run it on"):
+        graphprune.prune(digits.PATH, macs=0.5, calib="none", compensate="sequential")
+
+
+def test_same_seed_same_model() -> None:
+    """Twice the same."""
+    held = [{"image": part} for part in np.split(digits.split()[0][:128], 4)]
+    made = [graphprune.prune(digits.PATH, macs=0.4, calib=held, compensate="sequential", latency=False) for _ in "ab"]
+    assert made[0].model.SerializeToString() == made[1].model.SerializeToString()
+    assert any("layer after layer" in note for note in made[0].report.notes)
