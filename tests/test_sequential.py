@@ -35,10 +35,10 @@ class Branches(nn.Module):
         self.c, self.d = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 4, 1, bias=bias)
         self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
         with torch.no_grad():
-            self.a.weight[7], self.a.bias[7] = 0, 1  # type: ignore[index]
+            self.a.weight[7], self.a.bias[7] = 0.0, 1.0  # type: ignore[index]
             self.c.weight[:8] = 0
             self.c.weight[:8, :, 1, 1] = self.a.weight[:, :, 0, 0]
-            self.c.bias[:8] = self.a.bias  # type: ignore[index]
+            self.c.bias[:8] = self.a.bias  # type: ignore[index, assignment]
             self.d.weight[:, 8:] = 0
             if norm:
                 made: Any = self.norm
