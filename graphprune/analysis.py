@@ -6,6 +6,7 @@ is exact, and if it is frozen, why. This is what `inspect` shows and what scores
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,7 @@ class Atom:
     inexact: Reason | None
     index: int = 0
     least: int = 1
+    multiple: int = 1
 
     @property
     def size(self) -> int:
@@ -112,6 +114,7 @@ def analyse(graph: Graph) -> Analysis:
         if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):
             facts.constant |= set(node.outputs)
         _apply(node, facts, known, shared)
+    _freeze_uneven(facts)
     for name in (*graph.inputs, *graph.outputs):
         side = "an input" if name in graph.inputs else "an output"
         for dim in _layout(name, facts) or ():
@@ -120,6 +123,14 @@ def analyse(graph: Graph) -> Analysis:
     analysis = Analysis(graph, facts)
     analysis.atoms = _collect(facts, analysis)
     return analysis
+
+
+def _freeze_uneven(facts: Facts) -> None:
+    """Where a kernel takes multiples only, each part of an axis is cut in multiples, or not at all."""
+    for dim, step in facts.multiples:
+        for atom in atoms(dim):
+            if atom.size is None or atom.size % step:
+                freeze(atom, Reason(f"the op it is part of takes multiples of {step} only"))
 
 
 def _freeze_unwritable(facts: Facts) -> None:
@@ -237,8 +248,12 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
     for dim, count in facts.least:
         for atom in atoms(dim):
             least[atom] = max(count, least.get(atom, 1))
+    multiples: dict[Dim, int] = {}
+    for dim, step in facts.multiples:
+        for atom in atoms(dim):
+            multiples[atom] = math.lcm(step, multiples.get(atom, 1))
     found = [
-        Atom(dim, "", kinds.get(dim, "other"), where, inexact.get(dim), least=least.get(dim, 1))
+        Atom(dim, "", kinds.get(dim, "other"), where, inexact.get(dim), 0, least.get(dim, 1), multiples.get(dim, 1))
         for dim, where in uses.items()
         if _worth_showing(graph, where) and not (kinds.get(dim) == "place" and dim.reason)
     ]

@@ -129,7 +129,7 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     """``wish`` rounded to the multiple (up, or to the nearest), within floor and size; all of it stays all of it."""
     if wish >= atom.size:
         return atom.size
-    step = request.multiple if atom.size >= LARGE * request.multiple else 1
+    step = math.lcm(request.multiple if atom.size >= LARGE * request.multiple else 1, atom.multiple)
     scaled = wish / step
     count = step * (math.floor(scaled + 0.5) if nearest else math.ceil(scaled - 1e-9))
     floor = least_count(atom, request)

@@ -59,6 +59,8 @@ class Net:
     def ops(self, kind: str, *inputs: str, outs: int = 1, name: str = "", **attrs: Any) -> list[str]:
         """A node; the names of its outputs."""
         names = [self.name(kind.lower()) for _ in range(outs)]
+        if attrs.get("domain", "") not in ("", *self.domains):
+            self.domains.append(attrs["domain"])
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=name or names[0], **attrs))
         return names
 

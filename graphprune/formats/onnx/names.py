@@ -17,6 +17,7 @@ _SPECIAL = {
     "MatMul": "matmul",
     "PRelu": "prelu",
     "RMSNormalization": "rms_norm",
+    "SimplifiedLayerNormalization": "rms_norm",
     "SwiGLU": "swiglu",
 }
 STANDARD = ("", "ai.onnx")
