@@ -17,10 +17,13 @@ from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.signature import Layout
 from graphprune.values import Values
 
-KINDS = ("state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "place", "other")
+KINDS = ("cache", "state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "place", "other")
 """Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
 DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
 OPTIONAL_KINDS = ("hidden", "head-size")
+CACHE = "cache"
+"""Heads or states that the model gives out and takes in again: cut only on request, as inputs and outputs shrink."""
+_CACHED = ("state", "kv-group", "head")
 _TABLES = ("int64", "bool")
 """Types of constants that nobody trains: lists of sizes, tables of indices, masks."""
 
@@ -115,14 +118,42 @@ def analyse(graph: Graph) -> Analysis:
             facts.constant |= set(node.outputs)
         _apply(node, facts, known, shared)
     _freeze_uneven(facts)
-    for name in (*graph.inputs, *graph.outputs):
-        side = "an input" if name in graph.inputs else "an output"
-        for dim in _layout(name, facts) or ():
-            freeze(dim, Reason(f"it is the shape of {side} of the model, {name!r}"))
+    _freeze_ends(facts)
     _freeze_unwritable(facts)
     analysis = Analysis(graph, facts)
     analysis.atoms = _collect(facts, analysis)
     return analysis
+
+
+def _freeze_ends(facts: Facts) -> None:
+    """Inputs and outputs keep their shapes, but for what an output hands to an input of the next call."""
+    graph = facts.graph
+    handed = {name: axes for pair in _handed_on(facts) for name, axes in pair.items()}
+    for name in (*graph.inputs, *graph.outputs):
+        side = "an input" if name in graph.inputs else "an output"
+        for axis, dim in enumerate(_layout(name, facts) or ()):
+            if axis not in handed.get(name, ()):
+                freeze(dim, Reason(f"it is the shape of {side} of the model, {name!r}"))
+        for axis in handed.get(name, ()):
+            facts.roles.append((facts.layouts[name][axis], CACHE))
+
+
+def _handed_on(facts: Facts) -> Iterator[dict[str, list[int]]]:
+    """Inputs and outputs that are the same axis by axis, but for one (the sequence); their axes of heads or states."""
+    graph = facts.graph
+    kinds = _kinds(facts)
+    for taken in graph.inputs if graph.resizable else ():
+        for given in graph.outputs:
+            ins, outs = (_layout(name, facts) or () for name in (taken, given))
+            same = [i for i, (a, b) in enumerate(zip(ins, outs, strict=False)) if _alike(a, b)]
+            axes = [i for i in same if ins[i].size and all(kinds.get(atom) in _CACHED for atom in atoms(ins[i]))]
+            if len(ins) == len(outs) <= len(same) + 1 and axes:
+                yield dict.fromkeys((taken, given), axes)
+
+
+def _alike(a: Dim, b: Dim) -> bool:
+    """Whether both are made of the same atoms, or stay as long as they are."""
+    return [*atoms(a)] == [*atoms(b)] or (a.size == b.size and is_frozen(a) and is_frozen(b) and a.size is not None)
 
 
 def _freeze_uneven(facts: Facts) -> None:
@@ -289,7 +320,7 @@ def _name(facts: Facts, found: list[Atom]) -> None:
     for atom in sorted(found, key=lambda atom: atom.reason is not None):
         use = next((use for use in atom.uses if _makes(facts, use, atom.dim)), atom.uses[0])
         base = _path(use)
-        shares_axis = atom.kind in ("head", "kv-group", "head-size")
+        shares_axis = atom.kind in ("cache", "head", "kv-group", "head-size")
         name = f"{base}:{atom.kind}" if shares_axis or base in taken else base
         taken[name] = taken.get(name, 0) + 1
         atom.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
@@ -311,4 +342,4 @@ def _path(use: Use) -> str:
     return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
-__all__ = ["DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]
+__all__ = ["CACHE", "DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]

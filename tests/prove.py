@@ -101,7 +101,7 @@ class Subject:
         return [
             self._settled("permutation", self.proof.permutation),
             self._settled("zero equals cut", lambda: self.proof.zero_equals_cut(chosen)),
-            self._settled("loads and runs", lambda: self.proof.runs(pruned)),
+            self._settled("loads and runs", lambda: self.proof.runs(pruned, chosen)),
         ]
 
     @staticmethod

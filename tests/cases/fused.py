@@ -306,6 +306,13 @@ _fused(
 )
 
 
+@case("rms_norm", "as ONNX Runtime names it", "++~ ~ -> ++~")
+def simplified(net: Net) -> None:
+    """In the domain of the standard, which does not know it."""
+    y = net.op("SimplifiedLayerNormalization", net.free(B, S, I), net.weight(I), axis=-1, epsilon=1e-5, name="tested")
+    net.sink(y, shape=(B, S, I))
+
+
 def _embed(net: Net) -> list[str]:
     ids = [net.const([[1, 0, 4], [2, 2, 3]], np.int32), net.const([[0, 0, 1], [0, 1, 1]], np.int32)]
     tables = [net.weight(n, I) for n in (6, S, 2)]
