@@ -107,7 +107,7 @@ def _skip(net: _Writer, name: str, out: str, hidden: str) -> list[str]:
 
 
 def llama(cache: bool = True, seed: int = 0) -> onnx.ModelProto:
-    """A decoder in the manner of Llama: grouped queries, rotated inside one layer and by an op of its own in another."""
+    """A decoder in the manner of Llama: grouped queries, rotated inside one layer, by an op of its own in the next."""
     net = _Writer(cache, np.random.default_rng(seed))
     ids, places = (net.input(name, TensorProto.INT64, "batch", "new") for name in ("input_ids", "position_ids"))
     lengths, total = _lengths(net, net.input("attention_mask", TensorProto.INT64, "batch", "all" if cache else "new"))

@@ -1,4 +1,4 @@
-"""Whole models in fused ops: what may be cut of them, and that a decoder with its cache generates what it would without.
+"""Whole models in fused ops: what may be cut, and that a decoder with a cache generates what it does without one.
 
 The cache is the heads that inputs and outputs of the model have: it is cut on request alone.
 """
