@@ -6,7 +6,6 @@ from graphprune import formats
 from graphprune.rules import FROZEN, RULES
 from graphprune.scores import SCORES
 
-
 RUNTIME = "com.microsoft"
 
 
