@@ -15,7 +15,8 @@ import graphprune
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
 from graphprune.pipeline import Result
-from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, WIDTH, bert
+from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, VOCABULARY, WIDTH, bert
+from tests.cases import CASES, Case
 from tests.prove import Subject
 
 STEPS, PROMPT = 64, [7, 3, 11, 20, 5]
@@ -210,3 +211,44 @@ def test_a_plan_of_another_multiple_is_refused() -> None:
     edited = graphprune.Plan.from_json(text.replace(line, line.replace(f'"keep": "{keep}"', '"keep": "0-3"')))
     with pytest.raises(graphprune.PlanError, match="the kernel takes a multiple of 8"):
         loaded.apply(edited)
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op.startswith("com.microsoft.")], ids=str)
+def test_lifted_ops(case: Case) -> None:
+    """What torch differentiates gives what ONNX Runtime does; what it cannot is an error."""
+    from graphprune.errors import UsageError
+    from graphprune.formats.onnx.lift import lift
+
+    model = format_.read(case.model())
+    runner = format_.run(model)
+    (feeds,) = [feeds for _, feeds in format_.trials(model, runner)]
+    if case.op in NOT_LIFTED:
+        with pytest.raises(UsageError, match="cannot be run for gradients"):
+            lift(model)(feeds)
+        return
+    found = lift(model)(feeds)
+    for name, value in runner(feeds).items():
+        np.testing.assert_allclose(found[name].numpy(), value, atol=2e-5 * np.abs(value).max())
+
+
+NOT_LIFTED = {
+    "com.microsoft.causal_conv_with_state",
+    "com.microsoft.decoder_masked_multi_head_attention",
+    "com.microsoft.linear_attention",
+    "com.microsoft.mo_e",
+    "com.microsoft.nhwc_max_pool",
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_scores_that_need_gradients(name: str) -> None:
+    """A decoder in fused ops is scored by the gradients of its own loss."""
+    model = DECODERS[name](cache=False)
+    texts = np.random.default_rng(0).integers(0, VOCABULARY, (4, 9))
+    batches = [feeds(model, list(text), 0, {}) for text in texts]
+    result = graphprune.prune(model, keep=0.5, multiple=1, score="fisher", calib=batches, latency=False)
+    assert proved(result)
+    assert {dim["kind"] for dim in result.report.dims} >= {"mlp", "head" if name == "gpt" else "kv-group"}

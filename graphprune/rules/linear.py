@@ -9,16 +9,19 @@ from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 
 @rule("matmul", "com.microsoft.fused_mat_mul", "com.microsoft.transpose_mat_mul")
 def matmul(op: Op) -> None:
-    """ "... m k, ... k n -> ... m n" (vectors lose m or n), each matrix transposed where its flag says so"""
+    """ "... m k, ... k n -> ... m n" (vectors lose m or n), axes in another order where a flag says so"""
     a, b = (len(op.ins[i] or ()) for i in (0, 1))
-    if op.attr("transBatchA", 0) or op.attr("transBatchB", 0):
-        op.freeze_all("it moves its leading axes")
-        return
-    left = "k" if a == 1 else "... k m" if op.attr("transA", 0) else "... m k"
-    right = "k" if b == 1 else "... n k" if op.attr("transB", 0) else "... k n"
+    left = "k" if a == 1 else _turned(op, "A", "m", "k")
+    right = "k" if b == 1 else _turned(op, "B", "k", "n")
     out = ("" if a == 1 and b == 1 else "...") + (" m" if a > 1 else "") + (" n" if b > 1 else "")
     letters = op.axes(f"{left}, {right} -> {out}", macs="... m k n" if "..." in out else "m k n")
     _roles(op, letters)
+
+
+def _turned(op: Op, side: str, row: str, column: str) -> str:
+    """A matrix whose flags may swap its two axes, or put the first of them before the leading ones."""
+    first, last = (column, row) if op.attr(f"trans{side}", 0) else (row, column)
+    return f"{first} ... {last}" if op.attr(f"transBatch{side}", 0) else f"... {first} {last}"
 
 
 def _roles(op: Op, letters: object) -> None:

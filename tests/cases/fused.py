@@ -133,7 +133,15 @@ _fused(
     (B, H, P + T, D),
     num_heads=H,
 )
-_fused(_MULTI, "causal", "+.+ +.+ +.+ -> +.+", _flat, (B, S, H * D), num_heads=H, unidirectional=1)
+_fused(
+    _MULTI,
+    "causal",
+    "+.+ +.+ +.+ -> +.+",
+    lambda net: [net.free(B, S, H * D) for _ in range(3)],
+    (B, S, H * D),
+    num_heads=H,
+    unidirectional=1,
+)
 
 _DECODER = "DecoderMaskedMultiHeadAttention"
 
@@ -346,7 +354,8 @@ def _product(
 _product("", "+++ ++ -> +++", (B, S, I), (I, 5), (B, S, 5))
 _product("right transposed", "+++ ++ -> +++", (B, S, I), (5, I), (B, S, 5), transB=1)
 _product("both transposed", "+++ +++ -> +++", (B, I, S), (B, 5, I), (B, S, 5), transA=1, transB=1)
-_product("leading axes moved", "... ... -> ...", (I, B, S), (B, S, 5), (B, I, 5), transBatchA=1)
+_product("leading axes behind", "+++ +++ -> +++", (I, B, S), (S, B, 5), (B, I, 5), transBatchA=1, transBatchB=1)
+_product("transposed, too", "+++ +++ -> +++", (S, B, I), (B, S, 5), (B, I, 5), transBatchA=1, transA=1)
 _fused(
     "FusedGemm",
     "",
