@@ -216,7 +216,10 @@ def test_a_plan_of_another_multiple_is_refused() -> None:
 # Gradients.
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.op.startswith("com.microsoft.")], ids=str)
+LIFTED = [case for case in CASES if case.op.startswith("com.microsoft.") or "Runtime" in case.title]
+
+
+@pytest.mark.parametrize("case", LIFTED, ids=str)
 def test_lifted_ops(case: Case) -> None:
     """What torch differentiates gives what ONNX Runtime does; what it cannot is an error."""
     from graphprune.errors import UsageError
@@ -241,6 +244,15 @@ NOT_LIFTED = {
     "com.microsoft.mo_e",
     "com.microsoft.nhwc_max_pool",
 }
+
+
+def test_a_wrong_lifted_op_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphprune.formats.onnx.lift_ops import OPS
+
+    (case,) = [case for case in LIFTED if str(case) == "com.microsoft.fast_gelu-bias"]
+    monkeypatch.setitem(OPS, "com.microsoft.FastGelu", OPS["com.microsoft.BiasGelu"])
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_lifted_ops(case)
 
 
 @pytest.mark.parametrize("name", DECODERS)
