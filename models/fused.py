@@ -1,7 +1,8 @@
-"""Transformers in the fused ops of ONNX Runtime: decoders with a key-value cache, built by hand; BERT by its optimiser.
+"""Transformers in the fused ops of ONNX Runtime, and decoders with a cache of keys and values, fused or not.
 
-Tiny, with random weights: two layers, width 64, four heads. The decoders take and give keys and values, as files for
-generation do, or go without; the weights are the same either way.
+Tiny, with random weights: two layers, width 64, four heads. Decoders in fused ops are built by hand; they take and give
+keys and values, as files for generation do, or go without, with the same weights. BERT is fused by ONNX Runtime's
+optimiser. GPT-2 and Llama are exported with their cache, attention spelled out.
 """
 
 import tempfile
@@ -172,3 +173,70 @@ def bert() -> onnx.ModelProto:
         made = optimizer.optimize_model(path, "bert", num_heads=HEADS, hidden_size=WIDTH, opt_level=0)
         made.save_model_to_file(path)
         return onnx.load(path)
+
+
+def exported(name: str) -> onnx.ModelProto:
+    """GPT-2 or Llama of transformers, its cache as inputs and outputs, as torch's exporter spells attention out."""
+    import torch
+
+    from models.export import quiet
+
+    module, heads = _decoder(name)
+    caches = [f"{i}.{what}" for i in range(LAYERS) for what in ("key", "value")]
+    given = ["input_ids", "attention_mask", "position_ids", *(f"past_{cache}" for cache in caches)]
+    made = ["logits", *(f"present_{cache}" for cache in caches)]
+    new, past = 3, 4
+    inputs = torch.ones(2, new, dtype=torch.int64), torch.ones(2, new + past, dtype=torch.int64)
+    places = torch.arange(past, past + new).repeat(2, 1)
+    states = [torch.randn(2, heads, past, HEAD) for _ in caches]
+    axes = {name: _named(name) for name in (*given, *made)}
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+        path = str(Path(folder) / "decoder.onnx")
+        options: dict[str, Any] = {"input_names": given, "output_names": made, "dynamic_axes": axes}
+        torch.onnx.export(module, (*inputs, places, *states), path, dynamo=False, opset_version=17, **options)
+        return onnx.load(path)
+
+
+def _named(name: str) -> dict[int, str]:
+    """The dynamic axes of an input or output."""
+    if name.startswith(("past", "present")):
+        return {0: "batch", 2: "past" if name.startswith("past") else "all"}
+    return {0: "batch", 1: "all" if name == "attention_mask" else "new"}
+
+
+def _decoder(name: str) -> tuple[Any, int]:
+    """A module of tensors alone, and how many heads its cache has."""
+    import torch
+    import transformers
+
+    from models.transformers_zoo import generic
+
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes: dict[str, Any]
+    if name == "gpt2":
+        sizes = {"n_embd": WIDTH, "n_head": HEADS, "n_layer": LAYERS, "n_inner": MLP, "n_positions": PLACES}
+        model: Any = transformers.GPT2LMHeadModel(transformers.GPT2Config(**common, **sizes))
+    else:
+        sizes = {"hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": LAYERS}
+        sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "max_position_embeddings": PLACES}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, **sizes))
+    generic(model).float().eval()
+    model.set_attn_implementation("eager")
+
+    class Flat(torch.nn.Module):
+        """The cache as tensors."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Any, mask: Any, places: Any, *past: Any) -> tuple[Any, ...]:
+            cache = transformers.DynamicCache()
+            for i in range(LAYERS):
+                cache.update(past[2 * i], past[2 * i + 1], i)
+            found = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            )
+            return (found.logits, *(x for layer in found.past_key_values.layers for x in (layer.keys, layer.values)))
+
+    return Flat(), HEADS if name == "gpt2" else GROUPS

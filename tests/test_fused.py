@@ -15,7 +15,7 @@ import graphprune
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
 from graphprune.pipeline import Result
-from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, VOCABULARY, WIDTH, bert
+from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, VOCABULARY, WIDTH, bert, exported
 from tests.cases import CASES, Case
 from tests.prove import Subject
 
@@ -134,11 +134,24 @@ def test_generates_as_without_a_cache(name: str) -> None:
     np.testing.assert_array_equal(seen.argmax(-1), tokens[len(PROMPT) :])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_exports_generate_as_without_a_cache(name: str) -> None:
+    """The same for what torch exports, whose caches are concatenations: all at once is with an empty one."""
+    result = graphprune.prune(exported(name), keep=0.5, multiple=1, allow=("all", "cache"), latency=False)
+    assert proved(result)
+    cut = [dim for dim in result.report.dims if dim["kind"] == "cache"]
+    assert [dim["after"] for dim in cut] == [(HEADS if name == "gpt2" else GROUPS) // 2] * LAYERS
+    tokens, steps = generated(result.model)
+    assert len(set(tokens)) > 5
+    (logits, *_) = run(result.model, feeds(result.model, tokens, 0, empty(result.model)))
+    seen = logits[0, len(PROMPT) - 1 : -1]
+    assert np.abs(seen - steps).max() < CLOSE * np.abs(seen).max()
+
+
 def generated(model: onnx.ModelProto) -> tuple[list[int], Array]:
     """The likeliest token again and again, with the keys and values of the steps before; the logits of each step."""
     runner = format_.run(format_.read(model))
-    held = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
-    past = {name: np.zeros([*shape[:-2], 0, shape[-1]], np.float32) for name, shape in held.items() if "past" in name}
+    past = empty(model)
     tokens, new, logits = list(PROMPT), list(PROMPT), []
     for _ in range(STEPS):
         found = runner(feeds(model, new, len(tokens) - len(new), past))
@@ -147,6 +160,12 @@ def generated(model: onnx.ModelProto) -> tuple[list[int], Array]:
         new = [int(logits[-1].argmax())]
         tokens += new
     return tokens, np.stack(logits)
+
+
+def empty(model: onnx.ModelProto) -> dict[str, Array]:
+    """Caches of no places."""
+    held = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    return {name: np.zeros([*shape[:-2], 0, shape[-1]], np.float32) for name, shape in held.items() if "past" in name}
 
 
 def feeds(model: onnx.ModelProto, new: list[int], before: int, past: Mapping[str, Array]) -> dict[str, Array]:
