@@ -158,10 +158,10 @@ def _alike(a: Dim, b: Dim) -> bool:
 
 def _freeze_uneven(facts: Facts) -> None:
     """Where a kernel takes multiples only, each part of an axis is cut in multiples, or not at all."""
-    for dim, step in facts.multiples:
+    for dim, step, node in facts.multiples:
         for atom in atoms(dim):
             if atom.size is None or atom.size % step:
-                freeze(atom, Reason(f"the op it is part of takes multiples of {step} only"))
+                freeze(atom, Reason(f"it is a part of an axis that is cut in multiples of {step}", node))
 
 
 def _freeze_unwritable(facts: Facts) -> None:
@@ -280,7 +280,7 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
         for atom in atoms(dim):
             least[atom] = max(count, least.get(atom, 1))
     multiples: dict[Dim, int] = {}
-    for dim, step in facts.multiples:
+    for dim, step, _ in facts.multiples:
         for atom in atoms(dim):
             multiples[atom] = math.lcm(step, multiples.get(atom, 1))
     found = [

@@ -12,10 +12,12 @@ import onnx
 import pytest
 
 import graphprune
+from graphprune.analysis import analyse
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
 from graphprune.pipeline import Result
 from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, VOCABULARY, WIDTH, bert, exported
+from tests.build import Net
 from tests.cases import CASES, Case
 from tests.prove import Subject
 
@@ -219,6 +221,32 @@ def test_head_sizes_are_multiples() -> None:
         assert kept == {8}, share
     result = loaded.apply(plan, latency=False)
     assert proved(result)
+
+
+def test_a_part_of_a_head_that_is_no_multiple_stays() -> None:
+    """Heads of (3 · 8): neither 2 of 3 eights nor 3 sevens would be a size that the kernel takes in all cases."""
+    net = Net()
+    keys = [net.op("Reshape", net.free(1, 3, 2, 3, 8), net.const([1, 3, 48])) for _ in range(2)]
+    query = net.op("Reshape", net.free(1, 3, 4, 3, 8), net.const([1, 3, 96]))
+    inputs = query, *keys, "", "", net.const([2], np.int32), net.const(3, np.int32)
+    attrs = {"num_heads": 4, "kv_num_heads": 2, "domain": "com.microsoft"}
+    net.sink(net.op("GroupQueryAttention", *inputs, name="tested", **attrs), shape=(1, 3, 96))
+    subject = Subject(net.model())
+    assert subject.freedom(subject.node("tested")).startswith("..+ ..+ ..+")
+    reasons = [str(atom.reason) for atom in subject.analysis.frozen if atom.size == 3]
+    assert "it is a part of an axis that is cut in multiples of 8 (node tested)" in reasons
+    assert subject.failures() == []
+
+
+def test_an_operand_that_the_line_does_not_name_freezes() -> None:
+    net = Net()
+    inputs = [net.free(1, 3, 8) for _ in range(3)]
+    extra = [""] * 7 + [net.weight(2)]
+    y = net.op("MultiHeadAttention", *inputs, *extra, num_heads=2, domain="com.microsoft", name="tested")
+    net.sink(y, shape=(1, 3, 8))
+    analysis = analyse(format_.read(net.model()).graph)
+    assert not analysis.prunable
+    assert any("it has more inputs than its rule" in str(atom.reason) for atom in analysis.frozen)
 
 
 def test_a_plan_of_another_multiple_is_refused() -> None:

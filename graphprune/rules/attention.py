@@ -76,7 +76,8 @@ class Operands:
         whole = bool(rotated) and rotated[-1].size == sizes["d"] / 2
         pairs = "f w" if op.attr("interleaved", op.attr("rotary_interleaved", 0)) else "w f"
         head, angle = (f"({pairs})", "f") if whole else ("d", "_")
-        op.ins = [None if name == "scores" else layout for name, layout in zip(self.ins, every, strict=False)]
+        apart = [i for i, name in enumerate(self.ins) if name == "scores"]
+        op.ins = [None if i in apart else layout for i, layout in enumerate(every)]
         sides = zip((self.ins, self.outs), (op.ins, op.outs), strict=True)
         text = " -> ".join(", ".join(map(_axes, names, layouts)) for names, layouts in sides)
         text = re.sub(r"\bd\b", head, re.sub(r"\bf\b", angle, text))

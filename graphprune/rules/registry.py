@@ -96,7 +96,7 @@ class Facts:
     inexact: list[tuple[Dim, Reason]] = field(default_factory=list)
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
-    multiples: list[tuple[Dim, int]] = field(default_factory=list)
+    multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
     constant: set[str] = field(default_factory=set)
 
 
@@ -214,7 +214,7 @@ class Op:
 
     def multiple(self, dim: Dim, step: int) -> None:
         """The op only runs where ``dim`` has a multiple of ``step`` positions."""
-        self.facts.multiples.append((dim, step))
+        self.facts.multiples.append((dim, step, self.label))
 
     def macs(self, fixed: int, *dims: Dim) -> None:
         """The node costs ``fixed`` times the sizes of ``dims``; axes of unknown size count by example."""
