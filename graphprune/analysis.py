@@ -6,6 +6,7 @@ is exact, and if it is frozen, why. This is what `inspect` shows and what scores
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +17,13 @@ from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.signature import Layout
 from graphprune.values import Values
 
-KINDS = ("state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "place", "other")
+KINDS = ("cache", "state", "head-size", "kv-group", "head", "hidden", "channel", "mlp", "place", "other")
 """Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
 DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
 OPTIONAL_KINDS = ("hidden", "head-size")
+CACHE = "cache"
+"""Heads or states that the model gives out and takes in again: cut only on request, as inputs and outputs shrink."""
+_CACHED = ("state", "kv-group", "head")
 _TABLES = ("int64", "bool")
 """Types of constants that nobody trains: lists of sizes, tables of indices, masks."""
 
@@ -46,6 +50,7 @@ class Atom:
     inexact: Reason | None
     index: int = 0
     least: int = 1
+    multiple: int = 1
 
     @property
     def size(self) -> int:
@@ -112,14 +117,51 @@ def analyse(graph: Graph) -> Analysis:
         if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):
             facts.constant |= set(node.outputs)
         _apply(node, facts, known, shared)
-    for name in (*graph.inputs, *graph.outputs):
-        side = "an input" if name in graph.inputs else "an output"
-        for dim in _layout(name, facts) or ():
-            freeze(dim, Reason(f"it is the shape of {side} of the model, {name!r}"))
+    _freeze_uneven(facts)
+    _freeze_ends(facts)
     _freeze_unwritable(facts)
     analysis = Analysis(graph, facts)
     analysis.atoms = _collect(facts, analysis)
     return analysis
+
+
+def _freeze_ends(facts: Facts) -> None:
+    """Inputs and outputs keep their shapes, but for what an output hands to an input of the next call."""
+    graph = facts.graph
+    handed = {name: axes for pair in _handed_on(facts) for name, axes in pair.items()}
+    for name in (*graph.inputs, *graph.outputs):
+        side = "an input" if name in graph.inputs else "an output"
+        for axis, dim in enumerate(_layout(name, facts) or ()):
+            if axis not in handed.get(name, ()):
+                freeze(dim, Reason(f"it is the shape of {side} of the model, {name!r}"))
+        for axis in handed.get(name, ()):
+            facts.roles.append((facts.layouts[name][axis], CACHE))
+
+
+def _handed_on(facts: Facts) -> Iterator[dict[str, list[int]]]:
+    """Inputs and outputs that are the same axis by axis, but for one (the sequence); their axes of heads or states."""
+    graph = facts.graph
+    kinds = _kinds(facts)
+    for taken in graph.inputs if graph.resizable else ():
+        for given in graph.outputs:
+            ins, outs = (_layout(name, facts) or () for name in (taken, given))
+            same = [i for i, (a, b) in enumerate(zip(ins, outs, strict=False)) if _alike(a, b)]
+            axes = [i for i in same if ins[i].size and all(kinds.get(atom) in _CACHED for atom in atoms(ins[i]))]
+            if len(ins) == len(outs) <= len(same) + 1 and axes:
+                yield dict.fromkeys((taken, given), axes)
+
+
+def _alike(a: Dim, b: Dim) -> bool:
+    """Whether both are made of the same atoms, or stay as long as they are."""
+    return [*atoms(a)] == [*atoms(b)] or (a.size == b.size and is_frozen(a) and is_frozen(b) and a.size is not None)
+
+
+def _freeze_uneven(facts: Facts) -> None:
+    """Where a kernel takes multiples only, each part of an axis is cut in multiples, or not at all."""
+    for dim, step, node in facts.multiples:
+        for atom in atoms(dim):
+            if atom.size is None or atom.size % step:
+                freeze(atom, Reason(f"it is a part of an axis that is cut in multiples of {step}", node))
 
 
 def _freeze_unwritable(facts: Facts) -> None:
@@ -237,8 +279,12 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
     for dim, count in facts.least:
         for atom in atoms(dim):
             least[atom] = max(count, least.get(atom, 1))
+    multiples: dict[Dim, int] = {}
+    for dim, step, _ in facts.multiples:
+        for atom in atoms(dim):
+            multiples[atom] = math.lcm(step, multiples.get(atom, 1))
     found = [
-        Atom(dim, "", kinds.get(dim, "other"), where, inexact.get(dim), least=least.get(dim, 1))
+        Atom(dim, "", kinds.get(dim, "other"), where, inexact.get(dim), 0, least.get(dim, 1), multiples.get(dim, 1))
         for dim, where in uses.items()
         if _worth_showing(graph, where) and not (kinds.get(dim) == "place" and dim.reason)
     ]
@@ -274,7 +320,7 @@ def _name(facts: Facts, found: list[Atom]) -> None:
     for atom in sorted(found, key=lambda atom: atom.reason is not None):
         use = next((use for use in atom.uses if _makes(facts, use, atom.dim)), atom.uses[0])
         base = _path(use)
-        shares_axis = atom.kind in ("head", "kv-group", "head-size")
+        shares_axis = atom.kind in ("cache", "head", "kv-group", "head-size")
         name = f"{base}:{atom.kind}" if shares_axis or base in taken else base
         taken[name] = taken.get(name, 0) + 1
         atom.name = name if taken[name] == 1 else f"{name}#{taken[name]}"
@@ -296,4 +342,4 @@ def _path(use: Use) -> str:
     return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
-__all__ = ["DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]
+__all__ = ["CACHE", "DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]

@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from graphprune.analysis import DEFAULT_KINDS, OPTIONAL_KINDS, Analysis, Atom
+from graphprune.analysis import CACHE, DEFAULT_KINDS, OPTIONAL_KINDS, Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
 from graphprune.errors import BudgetError, UsageError
@@ -32,7 +32,7 @@ class Request:
     Exactly one target: ``keep`` (share of every Dim), ``params`` or ``macs`` (share of the dense count; above 1 an
     absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell
     patterns over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden",
-    "head-size", "all").
+    "head-size", both as "all", and "cache", which changes the shapes of inputs and outputs).
     """
 
     keep: float | None = None
@@ -54,11 +54,11 @@ class Request:
             raise UsageError(
                 f"multiple {self.multiple} or floor {self.floor} is out of range", hint="multiple >= 1, 0 <= floor <= 1"
             )
-        unknown = set(self.allow) - {*OPTIONAL_KINDS, "all"}
+        unknown = set(self.allow) - {*OPTIONAL_KINDS, CACHE, "all"}
         if unknown:
             raise UsageError(
                 f"--allow {', '.join(sorted(unknown))} is not known",
-                hint=f"choose from {', '.join(OPTIONAL_KINDS)}, all",
+                hint=f"choose from {', '.join((*OPTIONAL_KINDS, CACHE))}, all",
             )
 
     @property
@@ -69,7 +69,7 @@ class Request:
 
 def candidates(analysis: Analysis, request: Request) -> list[Atom]:
     """Prunable atoms that the request lets be cut; UsageError where a pattern matches nothing."""
-    kinds = {*DEFAULT_KINDS, *(OPTIONAL_KINDS if "all" in request.allow else request.allow)}
+    kinds = {*DEFAULT_KINDS, *request.allow, *(OPTIONAL_KINDS if "all" in request.allow else ())}
     names = {atom: _names(atom) for atom in analysis.prunable}
     every = {name for found in names.values() for name in found} | {n for a in analysis.frozen for n in _names(a)}
     for pattern in (*request.include, *request.exclude):
@@ -129,7 +129,7 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     """``wish`` rounded to the multiple (up, or to the nearest), within floor and size; all of it stays all of it."""
     if wish >= atom.size:
         return atom.size
-    step = request.multiple if atom.size >= LARGE * request.multiple else 1
+    step = math.lcm(request.multiple if atom.size >= LARGE * request.multiple else 1, atom.multiple)
     scaled = wish / step
     count = step * (math.floor(scaled + 0.5) if nearest else math.ceil(scaled - 1e-9))
     floor = least_count(atom, request)

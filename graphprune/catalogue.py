@@ -1,4 +1,4 @@
-"""What graphprune knows, as tables: the ops of the ONNX standard and the scores. The docs and the CLI print these."""
+"""What graphprune knows, as tables: the ops of the ONNX standard and of ONNX Runtime, and the scores."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from graphprune import formats
 from graphprune.rules import FROZEN, RULES
 from graphprune.scores import SCORES
 
+RUNTIME = "com.microsoft"
+
 
 def ops() -> list[dict[str, str]]:
-    """One row an op of every domain that onnx defines: domain, op, status (rule, frozen), axis text or reason."""
-    return [_row(*entry) for entry in formats.of("any.onnx").vocabulary()]
+    """One row an op of every domain that onnx defines: domain, op, status (rule, frozen), axis text or reason.
+
+    Of ONNX Runtime's own domain those that are ruled or frozen on purpose.
+    """
+    known = sorted(name.removeprefix(f"{RUNTIME}.") for name in {**RULES, **FROZEN} if name.startswith(f"{RUNTIME}."))
+    fused = [(RUNTIME, "".join(map(str.capitalize, name.split("_"))), f"{RUNTIME}.{name}") for name in known]
+    return [_row(*entry) for entry in (*formats.of("any.onnx").vocabulary(), *fused)]
 
 
 def _row(domain: str, op: str, name: str) -> dict[str, str]:

@@ -114,14 +114,15 @@ def _item_bytes(dtype: str) -> float:
         return 2.0 if dtype == "bfloat16" else 1.0
 
 
-def latency(
-    runners: Sequence[Callable[[Mapping[str, Array]], Any]], feeds: Mapping[str, Array], seconds: float = 3.0
-) -> list[float]:
-    """Median seconds of each runner, measured alternately so that noise hits all alike, within a time budget."""
+Feeds = Mapping[str, Array]
+
+
+def latency(runners: Sequence[tuple[Callable[[Feeds], Any], Feeds]], seconds: float = 3.0) -> list[float]:
+    """Median seconds of each runner on its inputs, measured alternately so that noise hits all alike."""
     times: list[list[float]] = [[] for _ in runners]
     stop = time.perf_counter() + seconds
     while len(times[-1]) < 5 or (len(times[-1]) < 51 and time.perf_counter() < stop):
-        for spent, runner in zip(times, runners, strict=True):
+        for spent, (runner, feeds) in zip(times, runners, strict=True):
             start = time.perf_counter()
             runner(feeds)
             spent.append(time.perf_counter() - start)

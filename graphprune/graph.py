@@ -73,7 +73,7 @@ class Graph:
     ``example`` gives a concrete size for each symbol, used to count MACs of axes that stay dynamic. ``known`` holds
     numbers that a format gives as inputs though they are arguments (nan where unknown). ``merged`` says that whoever
     wrote the model may have made one of several equal constants, so that sharing a vector couples nothing: a cut may
-    give each reader one of its own.
+    give each reader one of its own. ``resizable`` says that the format can write inputs and outputs of other sizes.
     """
 
     nodes: tuple[Node, ...]
@@ -85,6 +85,7 @@ class Graph:
     opset: int = 0
     known: Mapping[str, Array] = field(default_factory=dict)
     merged: bool = True
+    resizable: bool = False
 
     @cached_property
     def producers(self) -> dict[str, Node]:
@@ -103,7 +104,7 @@ class Graph:
     @cached_property
     def read(self) -> set[str]:
         """Every value that somebody reads: a node, a body inside one, or the user."""
-        return {*self.consumers, *self.outputs, *(name for node in self.nodes for name in node.outer)}
+        return {*self.consumers, *self.outputs, *(name for node in self.nodes for name in node.outer)} - {""}
 
     def shape(self, name: str) -> Shape | None:
         """The shape of the value ``name``, None where unknown."""

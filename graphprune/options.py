@@ -44,9 +44,10 @@ class Target:
     exclude: Annotated[
         list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")
     ] = None
-    allow: Annotated[list[str] | None, typer.Option(help="Also cut: hidden (residual stream), head-size, or all.")] = (
-        None
-    )
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Also cut: hidden (residual stream), head-size, all (both), cache (in- and outputs)."),
+    ] = None
 
     @property
     def request(self) -> Request:

@@ -258,7 +258,7 @@ class Loaded:
         if verify == "full":
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, stage(progress, "verifying"))
-            _measure(proof, report, pruned, self.origin, latency=latency)
+            _measure(proof, report, pruned, chosen, self.origin, latency=latency)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
@@ -400,21 +400,22 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
     steps: list[Callable[[], Check]] = [
         proof.permutation,
         lambda: proof.zero_equals_cut(chosen),
-        lambda: proof.runs(pruned),
+        lambda: proof.runs(pruned, chosen),
     ]
     for done, check in enumerate(steps if chosen else steps[2:]):
         report.checks.append(check())
         progress((done + 1) / len(steps))
 
 
-def _measure(proof: Proof, report: Report, pruned: Any, origin: Any, latency: bool) -> None:
+def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: Any, latency: bool) -> None:
     """Drift, and latency of both models measured alternately."""
     if not report.verified or not report.dims:
         return
     after = proof.format.run(pruned)
-    report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner)
+    report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner, chosen)
     if latency:
-        report.latency = timed([proof.runner, after], proof.trials[0][1])
+        feeds = proof.trials[0][1]
+        report.latency = timed([(proof.runner, feeds), (after, proof.fit(feeds, chosen))])
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

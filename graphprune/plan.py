@@ -152,6 +152,8 @@ def _misfit(cut: Cut, atom: Atom) -> str:
         return f"dim number {atom.index} has {atom.size} positions, not {cut.size}"
     if len(keep) < atom.least:
         return f"it keeps {len(keep)} positions, fewer than the {atom.least} that must stay"
+    if len(keep) % atom.multiple:
+        return f"it keeps {len(keep)} positions, and the kernel takes a multiple of {atom.multiple}"
     if keep[0] < 0 or keep[-1] >= cut.size or (np.diff(keep) <= 0).any():
         return f"it keeps positions that do not ascend from 0 to {cut.size - 1}"
     return ""

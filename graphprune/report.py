@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from graphprune.analysis import Analysis
 from graphprune.cost import Cost, CostModel
-from graphprune.dims import Chosen
+from graphprune.dims import Chosen, size_after, touched
 from graphprune.errors import UsageError
 from graphprune.plan import Plan
 from graphprune.verify import Check
@@ -197,6 +197,17 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
+def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:
+    """Inputs and outputs of the model that are smaller than they were, with their new shapes."""
+    graph, sizes = analysis.graph, {dim: len(kept) for dim, kept in chosen.items()}
+    for name in (*graph.inputs, *graph.outputs):
+        layout = analysis.facts.layouts.get(name, ())
+        if any(touched(dim, chosen) for dim in layout):
+            shape = graph.shape(name) or ()
+            new = [size_after(dim, sizes) if dim.size else size for dim, size in zip(layout, shape, strict=True)]
+            yield f"{name!r} [{', '.join(map(str, new))}]"
+
+
 def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     """What ``plan`` changes in sizes and costs; checks and measurements are added as they are made."""
     cost = CostModel(analysis, list(chosen))
@@ -215,6 +226,9 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost({dim: len(index) for dim, index in chosen.items()})
     report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
+    ends = list(_resized(analysis, chosen))
+    if ends:
+        report.notes.append(f"inputs and outputs that changed shape: {', '.join(ends)}")
     if not chosen:
         report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
     return report

@@ -197,8 +197,8 @@ def _bind_axis(bound: Binding, axis: Axis, dim: Dim) -> bool:
     if axis.kind == "size":
         bound.frozen.append(dim)
         return True
-    unknown = [part for part in axis.parts if part.kind == "letter" and part.base not in bound.letters]
-    if len(unknown) > 1 or (unknown and dim.size is None):
+    unknown = [part for part in axis.parts if any(n.rstrip("'") not in bound.letters for n in part.letters())]
+    if len(unknown) > 1 or any(part.kind != "letter" or dim.size is None for part in unknown):
         return False
     known = [_known(bound, part).size for part in axis.parts if part not in unknown]
     if unknown:
@@ -206,17 +206,17 @@ def _bind_axis(bound: Binding, axis: Axis, dim: Dim) -> bool:
         if size is None:
             return False
         bound.letters[unknown[0].base] = Dim(size)
-    make = product if axis.kind == "product" else sum_
-    parts = [_known(bound, part) for part in axis.parts]
-    if any(part.size is None for part in parts):
+    if any(bound.letters[letter.rstrip("'")].size is None for letter in axis.letters()):
         return False
-    bound.ties.append((make(*parts), dim))
+    bound.ties.append((_known(bound, axis), dim))
     return True
 
 
 def _known(bound: Binding, part: Axis) -> Dim:
-    if part.kind != "size":
+    if part.kind == "letter":
         return bound.letters[part.base]
+    if part.kind != "size":
+        return (product if part.kind == "product" else sum_)(*(_known(bound, inner) for inner in part.parts))
     fixed = Dim(int(part.name))
     bound.frozen.append(fixed)
     return fixed

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, Positions
+from graphprune.dims import Chosen, Dim, Positions, take, touched
 from graphprune.errors import VerifyError
 from graphprune.formats import Format, Runner
 from graphprune.graph import Array
@@ -129,11 +129,25 @@ class Proof:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
 
-    def _against(self, runner: Runner, reference: Runner | None = None) -> float:
-        """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials."""
-        worst = 0.0
+    def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
+        """Inputs or outputs of the dense model as one that is cut to ``chosen`` takes and gives them (a cache)."""
+        layouts = {name: self.analysis.facts.layouts.get(name, ()) for name in values}
+        fitted = dict(values)
+        for name, layout in layouts.items():
+            for axis, dim in enumerate(layout):
+                if touched(dim, chosen):
+                    fitted[name] = fitted[name].take(take(dim, chosen), axis)
+        return fitted
+
+    def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
+        """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
+
+        ``chosen`` are the positions that ``runner`` was cut to.
+        """
+        worst, kept = 0.0, chosen or {}
         for outputs, (_, inputs) in zip(self.dense, self.trials, strict=True):
-            worst = max(worst, difference(reference(inputs) if reference else outputs, runner(inputs)))
+            expected = reference(inputs) if reference else outputs
+            worst = max(worst, difference(self.fit(expected, kept), runner(self.fit(inputs, kept))))
         return worst
 
     def _judge(self, name: str, detail: str, error: float, noise: float) -> Check:
@@ -150,10 +164,10 @@ class Proof:
             detail = "the outputs are constant on the inputs tried, which proves nothing: give inputs that move them"
             return Check("permutation", False, detail)
         permuted = self.format.run(self.format.apply(self.model, self.analysis, chosen))
-        error, noise = self._against(permuted), 0.0
+        error, noise = self._against(permuted, chosen=chosen), 0.0
         if error > TOLERANCE:
             noise = self.noise()
-            error = self._against(permuted)
+            error = self._against(permuted, chosen=chosen)
         return self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
@@ -172,21 +186,21 @@ class Proof:
     def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
         cut = self.format.run(self.format.apply(self.model, self.analysis, exact))
         zeroed = self.format.run(self.format.mask(self.model, self.analysis, exact))
-        error, noise = self._against(cut, zeroed), 0.0
+        error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE:
             noise = self._against(self.format.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
         self._faded = largest[1] < FADED * largest[0]
         return self._judge("zero equals cut", detail, error, noise)
 
-    def runs(self, pruned: Any) -> Check:
-        """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes."""
+    def runs(self, pruned: Any, chosen: Chosen | None = None) -> Check:
+        """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""
         try:
             self._check(pruned)
             runner = self.format.run(pruned)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
-                found = runner(inputs)
-                for name, value in expected.items():
+                found = runner(self.fit(inputs, chosen or {}))
+                for name, value in self.fit(expected, chosen or {}).items():
                     if name not in found or value.shape != found[name].shape:
                         raise VerifyError(f"output {name!r} is missing, or no longer of shape {list(value.shape)}")
         except VerifyError as error:
@@ -204,9 +218,10 @@ class Proof:
                 return
             raise
 
-    def drift(self, runner: Runner, dense: Runner) -> float:
-        """How far the outputs move between two models."""
-        return moved(*([run(feeds) for _, feeds in self.trials] for run in (dense, runner)))
+    def drift(self, runner: Runner, dense: Runner, chosen: Chosen) -> float:
+        """How far the outputs move from the ``dense`` model to one cut to ``chosen``."""
+        before = [self.fit(dense(feeds), chosen) for _, feeds in self.trials]
+        return moved(before, [runner(self.fit(feeds, chosen)) for _, feeds in self.trials])
 
 
 def moved(before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:

@@ -16,6 +16,7 @@
     repeat      a deep export from a shallow one
     resnet      ResNet-20 as torch modules
     mobilenet   MobileNetV2 as torch modules
+    fused       decoders with a key-value cache and BERT, in fused ops of ONNX Runtime
     llama       SmolLM2 and other Llama decoders as torch modules
 
 Only digits.onnx is part of the repository. Everything else is made on first use, in $GRAPHPRUNE_CACHE or

@@ -59,6 +59,8 @@ class Net:
     def ops(self, kind: str, *inputs: str, outs: int = 1, name: str = "", **attrs: Any) -> list[str]:
         """A node; the names of its outputs."""
         names = [self.name(kind.lower()) for _ in range(outs)]
+        if attrs.get("domain", "") not in ("", *self.domains):
+            self.domains.append(attrs["domain"])
         self.nodes.append(helper.make_node(kind, list(inputs), names, name=name or names[0], **attrs))
         return names
 
@@ -90,7 +92,8 @@ class Net:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         for info, found in zip(model.graph.output, inferred.graph.output, strict=True):
-            info.type.CopyFrom(found.type)
+            known = found.type.tensor_type.HasField("shape")
+            info.CopyFrom(found if known else helper.make_tensor_value_info(info.name, FLOAT, [None, None]))
         return model
 
     # The two ends of a test.

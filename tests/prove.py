@@ -76,8 +76,9 @@ class Subject:
         """Random positions to keep of every prunable atom, at least as many as it needs."""
         kept = {}
         for atom in self.analysis.prunable:
-            least = min(atom.least, atom.size)
-            count = least if few else int(self.random.integers(least, atom.size + 1))
+            step = atom.multiple
+            least = min(-(-atom.least // step) * step, atom.size)
+            count = least if few else int(self.random.integers(least // step, atom.size // step + 1)) * step
             kept[atom.dim] = np.sort(self.random.permutation(atom.size)[:count])
         return kept
 
@@ -100,7 +101,7 @@ class Subject:
         return [
             self._settled("permutation", self.proof.permutation),
             self._settled("zero equals cut", lambda: self.proof.zero_equals_cut(chosen)),
-            self._settled("loads and runs", lambda: self.proof.runs(pruned)),
+            self._settled("loads and runs", lambda: self.proof.runs(pruned, chosen)),
         ]
 
     @staticmethod

@@ -116,7 +116,7 @@ def check_slopes(op: str) -> None:
         np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("op", sorted(set(OPS) - {"CastLike"}))
+@pytest.mark.parametrize("op", sorted({op for op in OPS if onnx.defs.has(op)} - {"CastLike"}))
 def test_op(op: str) -> None:
     """Values, and slopes where the op has any."""
     check_values(op)

@@ -57,12 +57,54 @@ TWINS = [
     Twin("lstm", wrong.lstm, PERMUTATION, "gates are outermost"),
     Twin("attention-causal", wrong.attention, PERMUTATION, "what a place sees depends on its place"),
     Twin("attention-one head a head", wrong.attention_scale, ZERO, "the scale follows the head size"),
+    Twin("com.microsoft.attention", wrong.joint, PERMUTATION, "queries, keys and values are outermost"),
+    Twin("com.microsoft.multi_head_attention", wrong.heads, PERMUTATION, "heads are outermost"),
+    Twin("com.microsoft.group_query_attention", wrong.grouped, ZERO, "key heads are outermost"),
+    Twin("com.microsoft.group_query_attention-packed", wrong.stepless, RUNS, "head sizes are multiples of 8"),
+    Twin(
+        "com.microsoft.decoder_masked_multi_head_attention-keys of an encoder",
+        wrong.text("b _ (d h), b h _ d, b h _ d -> b _ (d h)", h="num_heads"),
+        PERMUTATION,
+        "heads are outermost",
+    ),
+    Twin("com.microsoft.linear_attention-linear, 2", wrong.linear, ZERO, "key heads are outermost"),
+    Twin(
+        "com.microsoft.rotary_embedding",
+        wrong.text("b h s d, b s, _ *, _ * -> b h s d"),
+        PERMUTATION,
+        "halves are rotated into each other",
+    ),
+    Twin(
+        "com.microsoft.skip_layer_normalization",
+        wrong.text("... c, ... c, c, c, c -> ... c"),
+        ZERO,
+        "mean and deviation are over fewer",
+    ),
+    Twin(
+        "com.microsoft.embed_layer_normalization",
+        wrong.text("b s, b s, _ c, _ c, _ c, c, c -> b s c, , b s c"),
+        PERMUTATION,
+        "each place has a row of its own",
+    ),
+    Twin("com.microsoft.fast_gelu-bias", wrong.text("... c, _ -> ... c"), PERMUTATION, "the bias stays"),
+    Twin(
+        "com.microsoft.fused_conv-grouped, with a sum",
+        wrong.text("b _ *x, o _ *k, o, b o * -> b o *y"),
+        PERMUTATION,
+        "groups forgotten",
+    ),
+    Twin(
+        "com.microsoft.mo_e-gate and value interleaved",
+        wrong.text("b s i, (b s) e, e (2 m) i, e (2 m), e i m, e i -> b s i"),
+        PERMUTATION,
+        "gate and value are innermost",
+    ),
 ]
 
 
 def test_there_are_enough() -> None:
     assert {twin.check for twin in TWINS} == {PERMUTATION, ZERO, RUNS}
-    assert len({twin.case.partition("-")[0] for twin in TWINS}) == len(TWINS) - 2
+    assert len({twin.case.partition("-")[0] for twin in TWINS}) == len(TWINS) - 3
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.case)

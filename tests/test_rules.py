@@ -50,9 +50,9 @@ def test_outputs_tell_the_order(case: Case) -> None:
 
 
 def test_every_rule_is_exercised() -> None:
-    """Each rule for an op of the standard has an entry through which a Dim that may be cut really passes."""
+    """Each rule for an op of ONNX has an entry through which a Dim that may be cut really passes."""
     exercised = {case.op for case in CASES if set("+~") & set(case.free)}
-    assert set(RULES) & set(STANDARD) == exercised
+    assert {op for op in RULES if op in STANDARD or op.startswith("com.microsoft.")} == exercised
     assert len({str(case) for case in CASES}) == len(CASES)
 
 

@@ -177,3 +177,38 @@ def slice_(op: Op) -> None:
     for dim, out in zip(op.x, op.y, strict=True):
         if dim.size == out.size:
             op.tie(dim, out)
+
+
+def joint(op: Op) -> None:
+    """Queries, keys and values inside each head."""
+    op.axes("b _ i, i (h 3 d), (h 3 d) -> b _ (h d)", sizes={"h": "num_heads"})
+
+
+def heads(op: Op) -> None:
+    """Heads inside."""
+    op.axes("b _ (d h), b _ (d h), b _ (d h) -> b _ (d h)", sizes={"h": "num_heads"})
+
+
+_CACHES = "b k _ d, b k _ d, b, -> b _ {}, b k _ d, b k _ d"
+
+
+def grouped(op: Op) -> None:
+    """Queries of one key head far from each other."""
+    text = "b _ (r k d), b _ (k d), b _ (k d), " + _CACHES.format("(r k d)")
+    letters = op.axes(text, sizes={"k": "kv_num_heads", "r": 2})
+    op.slot("num_heads", 0, product(letters["k"], letters["r"]))
+
+
+def linear(op: Op) -> None:
+    """The same, with the state of each key head."""
+    text = "b _ (r k d), b _ (k d), b _ (k v), b k d v -> b _ (r k v), b k d v"
+    letters = op.axes(text, sizes={"k": "kv_num_heads", "r": 2})
+    op.slot("q_num_heads", 0, product(letters["k"], letters["r"]))
+
+
+def stepless(op: Op) -> None:
+    """Heads of any size."""
+    text = "b _ ((k r d) + (k d) + (k d)), , , " + _CACHES.format("(k r d)")
+    letters = op.axes(text, sizes={"k": "kv_num_heads", "r": 2, "d": (op.x[2].size or 0) // 8})
+    op.slot("num_heads", 0, product(letters["k"], letters["r"]))
+    op.pin("scale", (letters["d"].size or 1) ** -0.5, letters["d"])

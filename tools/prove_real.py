@@ -95,7 +95,11 @@ def prove(name: str) -> tuple[str, list[str]]:
     proof = Proof(form, loaded.model, analysis)
     permutation = proof.permutation()
     noise = proof.noise()
-    checks = [permutation, proof.zero_equals_cut(chosen), proof.runs(form.apply(loaded.model, analysis, chosen))]
+    checks = [
+        permutation,
+        proof.zero_equals_cut(chosen),
+        proof.runs(form.apply(loaded.model, analysis, chosen), chosen),
+    ]
     cost = CostModel(analysis)
     removed = 1 - cost.params({dim: len(kept) for dim, kept in chosen.items()}) / cost.params({})
     seconds = time.perf_counter() - start

@@ -95,7 +95,7 @@ def measure(name: str) -> Row:
     random = np.random.default_rng(0)
     half = {a.dim: np.sort(random.permutation(a.size)[: max(a.least, a.size // 2)]) for a in analysis.prunable}
     permutation, zero = proof.permutation(), proof.zero_equals_cut(half)
-    runs = proof.runs(format.apply(model, analysis, half))
+    runs = proof.runs(format.apply(model, analysis, half), half)
     row.permuted, row.zeroed = permutation.error or 0.0, zero.error or 0.0
     row.broken = broken(model, analysis, proof)
     cost = CostModel(analysis)

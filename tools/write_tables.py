@@ -48,16 +48,18 @@ def _template(node: ast.expr) -> str:
 
 
 def ops() -> str:
-    """How many ops have a rule, then one table of these and one of the frozen ones."""
+    """How many ops have a rule, then one table of these, one of the frozen ones, and one of ONNX Runtime's own."""
     rows = [row for row in catalogue.ops() if row["domain"] == "ai.onnx"]
     count = Counter(row["status"] for row in rows)
-    other = sorted({row["domain"] for row in catalogue.ops()} - {"ai.onnx"})
+    other = sorted({row["domain"] for row in catalogue.ops()} - {"ai.onnx", catalogue.RUNTIME})
     lines = [f"Of the {len(rows)} ops of `ai.onnx` at opset {opset()}, {count['rule']} have a rule and"]
     lines += [f"{count['frozen']} are frozen on purpose. Frozen as a whole: {', '.join(f'`{d}`' for d in other)}.", ""]
     ruled = [(f"`{row['op']}`", _code(row["text"])) for row in rows if row["status"] == "rule"]
     frozen = [(f"`{row['op']}`", row["text"]) for row in rows if row["status"] == "frozen"]
     lines += ["## Ops with a rule", "", *_table(("op", "axes"), ruled), ""]
-    lines += ["## Ops frozen on purpose", "", *_table(("op", "because"), frozen)]
+    fused = [(f"`{row['op']}`", _code(row["text"])) for row in catalogue.ops() if row["domain"] == catalogue.RUNTIME]
+    lines += ["## Ops frozen on purpose", "", *_table(("op", "because"), frozen), ""]
+    lines += [f"## Ops of `{catalogue.RUNTIME}`", "", *_table(("op", "axes, or why it is frozen"), fused)]
     return "\n".join(lines)
 
 

@@ -1,107 +1,237 @@
-"""Attention written as one op, and rotary position embedding."""
+"""Attention written as one op, and rotary position embedding: an op is one line that names its operands, in order.
+
+`AXES` says which axes an operand of that name and rank has: k groups of r heads, of d positions in queries and keys and
+of v in values; s queries, t keys, p keys of the past and n in all. A new op is a line; a new kind of operand another.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
 from graphprune.dims import Dim, product, sum_
 from graphprune.rules.registry import HEAD, HEAD_SIZE, Op, rule
 from graphprune.signature import Layout
 
+_JOINT = "((k r d) + (k d) + (k v))"
+AXES: dict[str, dict[int, str]] = {
+    "query": {3: "b s (k r d)", 4: "b (k r) s d"},
+    "key": {3: "b t (k d)", 4: "b k t d"},
+    "value": {3: "b t (k v)", 4: "b k t v"},
+    "joint": {3: f"b s {_JOINT}"},
+    "input": {3: "b s i"},
+    "weights": {2: f"i {_JOINT}"},
+    "bias": {1: _JOINT},
+    "past_key": {4: "b k p d"},
+    "past_value": {4: "b k p v"},
+    "past": {5: "2 b k p d"},
+    "present_key": {4: "b k n d"},
+    "present_value": {4: "b k n v"},
+    "present": {5: "2 b k n d"},
+    "matrix": {4: "b (k r) s n"},
+    "state": {4: "b k d v"},
+    "decay": {3: "b t (k d)"},
+    "gate": {3: "b t k"},
+    "output": {3: "b s (k r v)", 4: "b (k r) s v"},
+    "lengths": {1: "b", 2: "b _"},
+    "sink": {1: "(k r)"},
+    "rotated": {3: "b s (k d)", 4: "b k s d"},
+    "angles": {2: "_ f", 3: "b s f"},
+    "ids": {1: "_", 2: "b s"},
+    "places": dict.fromkeys(range(6), "*"),
+}
+"""Other names: "scores" are added to those of all heads, with broadcasting; with an operand "other" the op freezes."""
+_SUMMED = ("query", "key", "joint", "weights", "bias")
+"""What queries and keys are sums of: where all of them are zero, so are their products."""
 
-@rule("attention")
-def attention(op: Op) -> None:
-    """ "b (k r) s d, b k t d, b k t v, ... -> b (k r) s v" (or heads folded into the last axis), softmax over t"""
-    flat = len(op.x) == 3
-    q_heads, kv_heads = (
-        (op.attr("q_num_heads", 0), op.attr("kv_num_heads", 0))
-        if flat
-        else (op.x[1].size or 0, (op.ins[1] or ())[1].size or 0)
-    )
-    if not kv_heads or q_heads % kv_heads:
-        op.freeze_all("its query heads are not a multiple of its key heads")
-        return
-    rest, op.ins = op.ins, op.ins[:3]
-    others, op.outs = op.outs, op.outs[:1]
-    sizes = {"k": kv_heads, "r": q_heads // kv_heads}
-    text = (
-        "b s (k r d), b t (k d), b t (k v) -> b s (k r v)" if flat else "b (k r) s d, b k t d, b k t v -> b (k r) s v"
-    )
-    letters = op.axes(text, sizes=sizes, macs="b k r s t d, b k r s t v")
-    op.ins, op.outs = rest, others
-    if not letters:
-        return
-    _rest(op, letters)
-    heads = product(letters["k"], letters["r"])
-    if flat:
-        op.slot("q_num_heads", 0, heads)
-        op.slot("kv_num_heads", 0, letters["k"])
+
+class Operands:
+    """The operands of a node by the names that the line of its op gives them."""
+
+    def __init__(self, op: Op, line: str) -> None:
+        self.op = op
+        self.ins, self.outs = (side.split() for side in line.split("->"))
+        if "key" in self.ins and not self["key"]:
+            self.ins[0] = "joint"
+        self.ins = [self._other(name, self[name]) for name in self.ins]
+
+    def _other(self, name: str, layout: Layout) -> str:
+        """What an operand is instead that has one number a head, or one for all heads."""
+        if name not in ("decay", "gate") or not layout:
+            return name
+        return "places" if layout[-1].size == 1 else "gate" if layout[-1].size == self.op.attr("kv_num_heads") else name
+
+    def __iter__(self) -> Iterator[tuple[str, Layout]]:
+        for names, layouts in ((self.ins, self.op.ins), (self.outs, self.op.outs)):
+            yield from ((name, layout) for name, layout in zip(names, layouts, strict=False) if layout is not None)
+
+    def __getitem__(self, name: str) -> Layout:
+        """The first operand of this name; () where there is none."""
+        return next((layout for found, layout in self if found == name), ())
+
+    def state(self, sizes: Mapping[str, int], macs: str = "") -> dict[str, Dim]:
+        """State the axes of all operands; the Dim of each letter. A head that is rotated is made of two halves."""
+        op, every, rotated = self.op, self.op.ins, self["angles"]
+        whole = bool(rotated) and rotated[-1].size == sizes["d"] / 2
+        pairs = "f w" if op.attr("interleaved", op.attr("rotary_interleaved", 0)) else "w f"
+        head, angle = (f"({pairs})", "f") if whole else ("d", "_")
+        apart = [i for i, name in enumerate(self.ins) if name == "scores"]
+        op.ins = [None if i in apart else layout for i, layout in enumerate(every)]
+        sides = zip((self.ins, self.outs), (op.ins, op.outs), strict=True)
+        text = " -> ".join(", ".join(map(_axes, names, layouts)) for names, layouts in sides)
+        text = re.sub(r"\bd\b", head, re.sub(r"\bf\b", angle, text))
+        given = {**sizes, "w": 2, "f": sizes["d"] // 2}
+        numbers = {letter: size for letter, size in given.items() if re.search(rf"\b{letter}\b", text)}
+        letters = dict(op.axes(text, sizes=numbers, macs=re.sub(r"\bd\b", head.strip("()"), macs), masked="no"))
+        op.ins = every
+        if letters and whole:
+            op.freeze(letters["w"], "its two positions are rotated into each other")
+            letters["d"] = product(*(letters[c] for c in pairs.split()))
+        elif letters and (rotated or op.attr("do_rotary", 0)):
+            op.freeze(letters["d"], "only a part of it is rotated")
+        for dim in (letters[letter] for letter in ("f" if whole else "d", "v") if letter in letters):
+            op.role(dim, HEAD_SIZE)
+        return letters
+
+
+def _axes(name: str, layout: Layout | None) -> str:
+    return "" if layout is None else AXES[name][len(layout)]
+
+
+def _each(dim: Dim, count: int) -> int:
+    """How many positions of ``dim`` each of ``count`` heads has."""
+    size, rest = divmod(dim.size or 0, count or 1)
+    if not count or not size or rest:
+        raise ValueError(f"{count} heads share {dim.size} positions")
+    return size
+
+
+def attention(name: str, line: str, *, step: int = 1, one_size: bool = False, ordered: bool = False) -> None:
+    """Register an op that is attention, with head sizes that are a multiple of ``step``.
+
+    ``one_size``: it may ask values to have the size of keys. ``ordered``: a query sees what is before it, in any case.
+    """
+
+    def apply(op: Op) -> None:
+        operands = Operands(op, line)
+        if operands["other"]:
+            op.freeze_all("its keys are quantised or normalised inside it")
+            return
+        sizes = _sizes(operands)
+        keys = "t" if operands["key"] else "s"
+        macs = f"b k r s {keys} d, b k r s {keys} v"
+        macs += ", b k r s p d, b k r s p v" if operands["past"] or operands["past_key"] else ""
+        macs += ", b s i k r d, b s i k d, b s i k v" if operands["weights"] else ""
+        letters = operands.state(sizes, macs)
+        if letters:
+            _heads(operands, letters, one_size)
+            _places(operands, letters, letters[keys], ordered)
+            if step > 1:
+                op.multiple(letters.get("f", letters["d"]), step)
+
+    apply.__doc__ = line
+    rule(name)(apply)
+
+
+def _sizes(operands: Operands) -> dict[str, int]:
+    """Key heads, query heads a key head, and head sizes where no operand shows them alone."""
+    op, key = operands.op, operands["key"]
+    heads = op.attr("num_heads", op.attr("q_num_heads", 0)) or op.x[1].size or 0
+    groups = op.attr("kv_num_heads", 0) or (key[1].size or 0 if len(key) == 4 else heads)
+    if not groups or heads % groups:
+        raise ValueError(f"{heads} query heads, {groups} key heads")
+    sizes = {"k": groups, "r": heads // groups}
+    if operands["weights"]:
+        wide, _, values = op.attr("qkv_hidden_sizes") or [_each(operands["weights"][1], 3)] * 3
+        return {**sizes, "d": _each(Dim(wide), heads), "v": _each(Dim(values), heads)}
+    if operands["joint"]:
+        size = _each(op.x[2], heads + 2 * groups)
+        return {**sizes, "d": size, "v": size}
+    return {**sizes, "d": _each(op.x[-1], heads if len(op.x) == 3 else 1)}
+
+
+def _heads(operands: Operands, letters: Mapping[str, Dim], one_size: bool) -> None:
+    """Numbers of heads and their sizes as attributes; where zeros can be put."""
+    op, heads = operands.op, product(letters["k"], letters["r"])
+    if one_size and letters["d"].size == letters["v"].size:
+        op.tie(letters["d"], letters["v"])
+    for name, dim in (("num_heads", heads), ("q_num_heads", heads), ("kv_num_heads", letters["k"])):
+        if op.attr(name, 0):
+            op.slot(name, 0, dim)
     op.role(heads, HEAD)
-    for letter in "dv":
-        op.role(letters[letter], HEAD_SIZE)
-    if "scale" not in op.node.attrs:
+    if "scale" not in op.node.attrs or (op.attr("scale") == 0 and op.node.op != "attention"):
         op.pin("scale", 1 / math.sqrt(letters["d"].size or 1), letters["d"])
+    for i, (name, layout) in enumerate(zip(operands.ins, op.ins, strict=False)):
+        if name in _SUMMED and layout:
+            op.mask(i, len(layout) - 1)
+    if operands["weights"]:
+        op.mask(0, 2, against=(1, 0))
+        for i, letter in enumerate("ddv"):
+            if op.attr("qkv_hidden_sizes"):
+                op.slot("qkv_hidden_sizes", i, product(heads, letters[letter]))
 
 
-def _rest(op: Op, letters: Mapping[str, Dim]) -> None:
-    """Mask, lengths, past and present keys and values, and the attention matrix."""
-    b, k, r, s, t, d, v = (letters[c] for c in "bkrstdv")
-    mask, *past, lengths = (*op.ins[3:7], *[None] * 4)[:4]
-    total = t
-    if past[0] is not None:
-        total = sum_(past[0][2], t)
-    for layout, width in zip(past, (d, v), strict=True):
-        op.tie_same(layout or (), (b, k, past[0][2], width) if layout and past[0] else ())
-    op.inexact(total, "softmax is computed over it")
-    if mask is not None:
-        op.broadcast(mask, (b, product(k, r), s, total))
-    for layout, width in zip(op.outs[1:3], (d, v), strict=False):
-        op.tie_same(layout or (), (b, k, total, width) if layout else ())
-    for layout in op.outs[3:4]:
-        op.tie_same(layout or (), (b, product(k, r), s, total) if layout else ())
-    if lengths is not None:
-        op.tie(lengths[0], b)
+def _places(operands: Operands, letters: Mapping[str, Dim], new: Dim, ordered: bool) -> None:
+    """The sequence: softmax runs over all keys, and where what a query sees depends on its place, it is ordered."""
+    op, s = operands.op, letters["s"]
+    total = sum_(letters["p"], new) if "p" in letters else new
+    scores, every = operands["scores"], letters.get("n", total)
+    if scores:
+        op.broadcast(scores, (letters["b"], product(letters["k"], letters["r"]), s, every))
     windows = [op.attr(f"{side}_window_size", -1) for side in ("left", "right")]
-    if op.attr("is_causal", 0) or lengths is not None or max(windows) >= 0:
-        for dim in (s, total):
+    placed = any(name == "places" for name, _ in operands)
+    ordered = ordered or placed or bool(operands["lengths"]) or max(windows) >= 0
+    if ordered or op.attr("is_causal", 0) or op.attr("unidirectional", 0):
+        for dim in (s, total, every, *([letters["b"]] if placed else ())):
             op.freeze(dim, "what a query sees depends on its place in the sequence")
+    else:
+        op.tie(every, total)
+        op.inexact(total, "softmax is computed over it")
 
 
-@rule("rotary_embedding")
-def rotary_embedding(op: Op) -> None:
-    """ "b h s (2 d), ... d, ... d -> b h s (2 d)" (or heads folded into the last axis); (d 2) where interleaved"""
-    heads, size = op.attr("num_heads", 0), None
-    flat = len(op.x) == 3
-    total = op.x[-1].size
-    if flat and heads and total and total % heads == 0:
-        size = total // heads
-    elif not flat:
-        size = total
-    if not size or size % 2 or op.attr("rotary_embedding_dim", 0):
-        op.freeze_all("only part of the head is rotated, or its heads are not known")
-        return
-    two, half = Dim(2), Dim(size // 2)
-    op.freeze(two, "its two positions are rotated into each other")
-    pair = product(two, half) if not op.attr("interleaved", 0) else product(half, two)
-    op.tie_same(op.x, op.y)
-    head = Dim(heads) if flat else op.x[1]
-    op.tie(op.x[-1], product(head, pair) if flat else pair)
-    if flat:
-        op.slot("num_heads", 0, head)
-    op.role(head, HEAD)
-    op.role(half, HEAD_SIZE)
-    _angles(op, (op.x[0], op.x[1] if flat else op.x[2]), half)
+attention("attention", "query key value scores past_key past_value lengths -> output present_key present_value matrix")
+attention("com.microsoft.attention", "input weights bias places past scores places -> output present", one_size=True)
+attention(
+    "com.microsoft.multi_head_attention",
+    "query key value bias places scores past_key past_value places places -> output present_key present_value matrix",
+    one_size=True,
+)
+attention(
+    "com.microsoft.decoder_masked_multi_head_attention",
+    "query key value places scores past_key past_value places places places bias"
+    " -> output present_key present_value matrix",
+    one_size=True,
+)
+attention(
+    "com.microsoft.group_query_attention",
+    "query key value past_key past_value lengths places angles angles ids scores sink other other other other"
+    " -> output present_key present_value matrix",
+    step=8,
+    one_size=True,
+)
+for _op in ("linear_attention", "com.microsoft.linear_attention"):
+    attention(_op, "query key value state decay gate -> output state", ordered=True)
 
 
-def _angles(op: Op, places: Layout, half: Dim) -> None:
-    """Angles a place (b, s, d), or a table of them (_, d) and which row is whose (b, s)."""
-    for layout in op.ins[1:3]:
-        *rows, angle = layout or ()
-        op.tie(angle, half)
-        if len(rows) == 2:
-            op.tie_same(tuple(rows), places)
-        for dim in rows if len(rows) == 1 else ():
-            op.freeze(dim, "its positions are places in the sequence")
-    if len(op.ins) > 3 and op.ins[3] is not None:
-        op.tie_same(op.ins[3], places)
+def rotary(name: str, line: str) -> None:
+    """Register an op that rotates the halves of each head into each other, by angles that depend on the place."""
+
+    def apply(op: Op) -> None:
+        operands, flat = Operands(op, line), len(op.x) == 3
+        angles = operands["angles"][-1].size or 0
+        heads = (op.attr("num_heads", 0) or _each(op.x[2], 2 * angles)) if flat else op.x[1].size or 0
+        letters = operands.state({"k": heads, "d": _each(op.x[-1], heads if flat else 1)})
+        if letters:
+            op.role(letters["k"], HEAD)
+            if len(operands["ids"]) == 1:
+                op.freeze(letters["s"], "its positions are places in the sequence")
+            if op.attr("num_heads", 0):
+                op.slot("num_heads", 0, letters["k"])
+
+    apply.__doc__ = line
+    rule(name)(apply)
+
+
+rotary("rotary_embedding", "rotated angles angles ids -> rotated")
+rotary("com.microsoft.rotary_embedding", "rotated ids angles angles -> rotated")

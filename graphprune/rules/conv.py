@@ -16,6 +16,14 @@ rule(
     g=CHANNEL,
 )
 rule(
+    "com.microsoft.fused_conv",
+    text="b (g i) *x, (g o) i *k, (g o), b (g o) *y -> b (g o) *y",
+    sizes={"g": "group"},
+    macs="b g o i k y",
+    o=CHANNEL,
+    g=CHANNEL,
+)
+rule(
     "conv_transpose",
     text="b (g i) *x, (g i) o *k, (g o) -> b (g o) *y",
     sizes={"g": "group"},
@@ -31,12 +39,23 @@ rule(
     o=CHANNEL,
     g=CHANNEL,
 )
-rule("causal_conv_with_state", text="b c *x, c 1 *k, c, b c * -> b c *, b c *", macs="b c k x", c=CHANNEL)
 rule("average_pool", "lp_pool", text="b c * -> b c *")
+rule("com.microsoft.nhwc_max_pool", text="b * c -> b * c")
 rule("global_average_pool", "global_max_pool", "global_lp_pool", text="b c * -> b c *")
 rule("grid_sample", text="b c *, b * _ -> b c *")
 rule("roi_align", text="_ c *, n _, n -> n c *")
 rule("max_roi_pool", text="_ c *, n _ -> n c *")
+
+
+@rule("causal_conv_with_state", "com.microsoft.causal_conv_with_state")
+def causal_conv(op: Op) -> None:
+    """ "b c *x, c 1 *k, c, b c * -> b c *, b c *"; frozen with channels last and with a window of states"""
+    if op.attr("channels_last", 0) or op.attr("state_window", 0):
+        op.freeze_all("its channels are last, or it keeps several states")
+        return
+    letters = op.axes("b c *x, c 1 *k, c, b c * -> b c *, b c *", macs="b c k x")
+    if letters:
+        op.role(letters["c"], CHANNEL)
 
 
 @rule("max_pool")

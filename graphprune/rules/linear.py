@@ -7,15 +7,21 @@ import re
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 
 
-@rule("matmul")
+@rule("matmul", "com.microsoft.fused_mat_mul", "com.microsoft.transpose_mat_mul")
 def matmul(op: Op) -> None:
-    """ "... m k, ... k n -> ... m n" (vectors lose m or n)"""
+    """ "... m k, ... k n -> ... m n" (vectors lose m or n), axes in another order where a flag says so"""
     a, b = (len(op.ins[i] or ()) for i in (0, 1))
-    left = "k" if a == 1 else "... m k"
-    right = "k" if b == 1 else "... k n"
+    left = "k" if a == 1 else _turned(op, "A", "m", "k")
+    right = "k" if b == 1 else _turned(op, "B", "k", "n")
     out = ("" if a == 1 and b == 1 else "...") + (" m" if a > 1 else "") + (" n" if b > 1 else "")
     letters = op.axes(f"{left}, {right} -> {out}", macs="... m k n" if "..." in out else "m k n")
     _roles(op, letters)
+
+
+def _turned(op: Op, side: str, row: str, column: str) -> str:
+    """A matrix whose flags may swap its two axes, or put the first of them before the leading ones."""
+    first, last = (column, row) if op.attr(f"trans{side}", 0) else (row, column)
+    return f"{first} ... {last}" if op.attr(f"transBatch{side}", 0) else f"... {first} {last}"
 
 
 def _roles(op: Op, letters: object) -> None:
@@ -36,7 +42,7 @@ def _roles(op: Op, letters: object) -> None:
             op.role(letters[letter], HEAD_SIZE)
 
 
-@rule("gemm")
+@rule("gemm", "com.microsoft.fused_gemm")
 def gemm(op: Op) -> None:
     """ "m k, k n, ... -> m n", each matrix transposed where its flag says so"""
     left = "k m" if op.attr("transA", 0) else "m k"
@@ -47,6 +53,24 @@ def gemm(op: Op) -> None:
         op.broadcast(layout or (), op.y)
     if letters:
         op.role(letters["n"], MLP)
+
+
+@rule("com.microsoft.mo_e")
+def mixture(op: Op) -> None:
+    """ "b s i, (b s) e, e m i, e m, e i m, e i -> b s i", computed over the experts e, of which k are taken"""
+    if op.attr("swiglu_fusion", 0) > 1:
+        op.freeze_all("gate and value stand one after the other, which ONNX Runtime has no kernel for on the CPU")
+        return
+    up = "(m 2)" if op.attr("swiglu_fusion", 0) else "m"
+    rows = "b s" if len(op.x) == 3 else "s"
+    text = f"{rows} i, ({rows}) e, e {up} i, e {up}, e i m, e i -> {rows} i"
+    taken, products = op.attr("k", 1), 2 if up == "m" else 3
+    letters = op.axes(text, macs=f"{taken * products} {rows} i m", inexact="e", masked="no")
+    if letters:
+        op.mask(2, 2, against=(0, len(op.x) - 1))
+        op.mask(4, 2)
+        op.role(letters["m"], MLP)
+        op.least(letters["e"], taken)
 
 
 @rule("einsum")

@@ -34,6 +34,26 @@ def layer_norm(op: Op) -> None:
     _computed_over(op, op.x[axis:], hidden=True)
 
 
+rule(
+    "com.microsoft.skip_layer_normalization",
+    text="... c, ... c, c, c, c -> ... c, *, *, ... c",
+    inexact="c",
+    c=HIDDEN,
+)
+rule(
+    "com.microsoft.skip_simplified_layer_normalization",
+    text="... c, ... c, c, c -> ... c, *, *, ... c",
+    inexact="c",
+    c=HIDDEN,
+)
+rule(
+    "com.microsoft.embed_layer_normalization",
+    text="*, *, _ c, _ c, _ c, c, c, *, * -> * c, *, * c",
+    inexact="c",
+    c=HIDDEN,
+)
+
+
 @rule("instance_norm")
 def instance_norm(op: Op) -> None:
     """ "b c *, c, c -> b c *", inexact over the rest"""

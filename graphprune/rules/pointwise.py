@@ -8,11 +8,12 @@ rule(
     *"abs acos acosh asin asinh atan atanh bitwise_not cast ceil celu cos cosh elu erf exp floor gelu".split(),
     *"hard_sigmoid hard_swish identity is_inf is_nan leaky_relu log mish neg not reciprocal relu round".split(),
     *"selu shrink sigmoid sign sin sinh softplus softsign sqrt swish tan tanh thresholded_relu".split(),
+    *"com.microsoft.gelu com.microsoft.quick_gelu".split(),
     text="... -> ...",
 )
 rule(
     *"add and bit_shift bitwise_and bitwise_or bitwise_xor div equal greater greater_or_equal less".split(),
-    *"less_or_equal mod mul or pow prelu sub swiglu xor".split(),
+    *"less_or_equal mod mul or pow prelu sub swiglu xor com.microsoft.bias_gelu com.microsoft.fast_gelu".split(),
     text="..., ... -> ...",
 )
 rule("where", "clip", text="..., ..., ... -> ...")

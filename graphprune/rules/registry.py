@@ -96,6 +96,7 @@ class Facts:
     inexact: list[tuple[Dim, Reason]] = field(default_factory=list)
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
+    multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
     constant: set[str] = field(default_factory=set)
 
 
@@ -206,6 +207,14 @@ class Op:
         if name in self.node.attrs or self.facts.graph.opset < inputs_since:
             return name
         return i
+
+    def least(self, dim: Dim, count: int) -> None:
+        """At least ``count`` positions must stay."""
+        self.facts.least.append((dim, count))
+
+    def multiple(self, dim: Dim, step: int) -> None:
+        """The op only runs where ``dim`` has a multiple of ``step`` positions."""
+        self.facts.multiples.append((dim, step, self.label))
 
     def macs(self, fixed: int, *dims: Dim) -> None:
         """The node costs ``fixed`` times the sizes of ``dims``; axes of unknown size count by example."""

@@ -100,7 +100,7 @@ def squeeze(op: Op) -> None:
     for dim, out in zip(rest, op.y, strict=True):
         op.tie(dim, out)
         if axes is None:
-            op.facts.least.append((dim, 2))
+            op.least(dim, 2)
 
 
 @rule("unsqueeze")

@@ -81,6 +81,16 @@ def attention_lengths(net: Net) -> None:
     net.sink(net.op("Attention", *inputs, name="tested"))
 
 
+@case("linear_attention", "", "+.+ +.+ +.+ ++++ +.+ +.+ -> +.+ ++++", opset=27)
+def linear_attention(net: Net) -> None:
+    query, key, value = net.free(2, S, 4 * D), net.free(2, S, 2 * D), net.free(2, S, 2 * V)
+    key = net.op("Mul", key, net.const(0.3, np.float32))
+    decay, beta = net.op("Neg", net.free(2, S, 2, positive=True)), net.op("Sigmoid", net.free(2, S, 2))
+    inputs = query, key, value, net.free(2, 2, D, V), decay, beta
+    for name in net.ops("LinearAttention", *inputs, outs=2, q_num_heads=4, kv_num_heads=2, name="tested"):
+        net.sink(name, hidden=5)
+
+
 def _rotary(title: str, free: str, shape: tuple[int, ...], places: bool = True, **attrs: Any) -> None:
     def build(net: Net) -> None:
         half = 4 if len(shape) == 4 else shape[-1] // attrs["num_heads"] // 2
@@ -97,4 +107,4 @@ _rotary("", "++++ .+ .+ ++ -> ++++", (2, 3, 3, 8))
 _rotary("interleaved", "++++ .+ .+ ++ -> ++++", (2, 3, 3, 8), interleaved=1)
 _rotary("flat", "+++ .+ .+ ++ -> +++", (2, 3, 24), num_heads=4)
 _rotary("angles a place", "++++ +++ +++ -> ++++", (2, 3, 3, 8), places=False)
-_rotary("part of the head", ".... .. .. .. -> ....", (2, 3, 3, 16), rotary_embedding_dim=8)
+_rotary("part of the head", "+++. .. .. ++ -> +++.", (2, 3, 3, 16), rotary_embedding_dim=8)

@@ -10,6 +10,7 @@ import onnx
 from graphprune.errors import ReadError
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
+from graphprune.formats.onnx.names import as_onnx
 
 _SMALL = 1 << 16
 _DATA = "weights.data"
@@ -20,7 +21,7 @@ def check_structure(model: OnnxModel) -> None:
 
     Large tensors are shown to the checker as lying in an external file, which is all it wants to know of them.
     """
-    proto = copy_without_weights(model.proto)
+    proto = as_onnx(copy_without_weights(model.proto))
     for tensor in model.proto.graph.initializer:
         if tensors.nbytes(tensor) <= _SMALL:
             proto.graph.initializer.append(model.tensor(tensor))

@@ -22,7 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from graphprune.consumers import FLOATS
 from graphprune.errors import UsageError
-from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx import (
+    lift_fused,  # noqa: F401
+    tensors,
+)
 from graphprune.formats.onnx.lift_ops import ByReference, find
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
@@ -142,7 +145,8 @@ class Lifted:
 
     def _run(self, node: Node, proto: onnx.NodeProto, values: Mapping[str, Tensor]) -> list[Tensor]:
         inputs = [values[name] if name else None for name in node.inputs]
-        function = find(node.kind, self.graph.opset) if proto.domain in STANDARD else None
+        name = node.kind if proto.domain in STANDARD else f"{proto.domain}.{node.kind}"
+        function = find(name, self.graph.opset)
         if function is None:
             return self._by_reference(node, proto, values)
         try:

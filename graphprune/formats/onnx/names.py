@@ -17,9 +17,13 @@ _SPECIAL = {
     "MatMul": "matmul",
     "PRelu": "prelu",
     "RMSNormalization": "rms_norm",
+    "SimplifiedLayerNormalization": "rms_norm",
     "SwiGLU": "swiglu",
 }
 STANDARD = ("", "ai.onnx")
+RUNTIME = "com.microsoft"
+_EXTENSIONS = ("SimplifiedLayerNormalization",)
+"""Ops that ONNX Runtime adds to the domain of the standard, in the files that it optimises."""
 
 
 def rule_name(op_type: str, domain: str = "") -> str:
@@ -30,6 +34,16 @@ def rule_name(op_type: str, domain: str = "") -> str:
     """
     name = _SPECIAL.get(op_type) or _BOUNDARY.sub("_", op_type).lower()
     return name if domain in STANDARD else f"{domain}.{name}"
+
+
+def as_onnx(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """``proto``, in which ops that onnx does not know have a domain that it does not look into."""
+    moved = [node for node in proto.graph.node if node.op_type in _EXTENSIONS and node.domain in STANDARD]
+    for node in moved:
+        node.domain = RUNTIME
+    if moved and RUNTIME not in {opset.domain for opset in proto.opset_import}:
+        proto.opset_import.append(onnx.helper.make_opsetid(RUNTIME, 1))
+    return proto
 
 
 def vocabulary() -> list[tuple[str, str, str]]:

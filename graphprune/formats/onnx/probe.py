@@ -1,6 +1,6 @@
-"""Shapes by execution: what static inference leaves open is read off two runs at different sizes.
+"""Shapes by execution: what static inference leaves open is read off runs at different sizes.
 
-An axis of the same size in both runs is static; one that follows an input takes that input's symbol; any other gets a
+An axis of the same size in all runs is static; one that follows an input takes that input's symbol; any other gets a
 symbol of its own. Every symbol of the inputs must vary between the runs: where the model runs at no two sizes tried,
 unknown stays unknown.
 """
@@ -14,53 +14,54 @@ import onnx
 from graphprune.errors import VerifyError
 from graphprune.formats.onnx import runtime
 from graphprune.formats.onnx.model import OnnxModel, constant_tensor
-from graphprune.formats.onnx.shapes import UNKNOWN, input_shapes, size_pairs, symbols_of
+from graphprune.formats.onnx.shapes import UNKNOWN, Sizes, input_shapes, runs_to_try, symbols_of
 from graphprune.graph import Graph, Shape
 
-Sizes = dict[str, int]
 _SUFFIX = "/graphprune_shape"
 
 
-def probe(model: OnnxModel, graph: Graph, known: dict[str, Shape]) -> Sizes:
-    """Fill the holes of ``known`` and return an example size for every symbol.
+def probe(model: OnnxModel, graph: Graph, known: dict[str, Shape], dtypes: dict[str, str]) -> Sizes:
+    """Fill the holes of ``known`` and ``dtypes``, and return an example size for every symbol.
 
     The examples are those of the inputs the user gave, else of the smaller of the two runs.
     """
     symbols, first = symbols_of(input_shapes(model.proto))
     names = _open_values(model, graph, known, set(symbols))
-    fallback = model.given[0] if model.given else next(size_pairs(symbols, first))[0]
+    fallback = model.given[0] if model.given else next(runs_to_try(symbols, first))[0]
     if not names or model.large:
         return fallback
     try:
         runner = runtime.run(_with_shape_outputs(model.copy(), names), optimise=False)
+        dtypes |= runner.dtypes(names)
+        runner.names = [name + _SUFFIX for name in names]
         trials = runtime.find_trials(model, graph, runner)
     except VerifyError:
         return fallback
-    if symbols and len(trials) < 2:
+    names_of = {tuple(sizes[s] for sizes, _ in trials): s for s in reversed(symbols)}
+    if any(len(set(sizes)) == 1 for sizes in names_of):
         return fallback
     runs = [runner(feeds) for _, feeds in trials]
-    pairs = {(trials[0][0][s], trials[-1][0][s]): s for s in reversed(symbols)}
     shown = runner(model.given[1]) if model.given else runs[0]
     example = dict(model.given[0] if model.given else trials[0][0])
     for name in names:
-        seen, last, at = ([int(v) for v in run[name + _SUFFIX]] for run in (runs[0], runs[-1], shown))
-        if len(seen) == len(last):
-            known[name] = merge(known.get(name), list(zip(seen, last, strict=True)), pairs)
+        *seen, at = ([int(v) for v in run[name + _SUFFIX]] for run in (*runs, shown))
+        if len(set(map(len, seen))) == 1:
+            known[name] = merge(known.get(name), list(zip(*seen, strict=True)), names_of)
             for size, extent in zip(known[name], at, strict=True):
                 if isinstance(size, str):
                     example.setdefault(size, extent)
     return example
 
 
-def merge(known: Shape | None, seen: list[tuple[int, int]], names: Mapping[tuple[int, int], str]) -> Shape:
-    """A shape from two observations; what inference knew stays."""
+def merge(known: Shape | None, seen: list[tuple[int, ...]], names: Mapping[tuple[int, ...], str]) -> Shape:
+    """A shape from several observations; what inference knew stays."""
     merged: list[int | str] = []
-    for i, pair in enumerate(seen):
+    for i, sizes in enumerate(seen):
         before = known[i] if known is not None else UNKNOWN
         if isinstance(before, int) or not before.startswith(UNKNOWN):
             merged.append(before)
         else:
-            merged.append(pair[0] if pair[0] == pair[1] else names.get(pair, f"({pair[0]}|{pair[1]})"))
+            merged.append(sizes[0] if len(set(sizes)) == 1 else names.get(sizes, f"({'|'.join(map(str, sizes))})"))
     return tuple(merged)
 
 
@@ -87,10 +88,11 @@ def _no_tensors(proto: onnx.ModelProto) -> set[str]:
 
 
 def _with_shape_outputs(model: OnnxModel, names: list[str]) -> OnnxModel:
-    """The model, changed: the shapes of ``names`` are its only outputs."""
+    """The model, changed: the shapes of ``names``, and the values themselves, are its only outputs."""
     proto = model.proto
     del proto.graph.output[:]
     for name in names:
+        proto.graph.output.add(name=name)
         proto.graph.node.append(onnx.helper.make_node("Shape", [name], [name + _SUFFIX]))
         output = onnx.helper.make_tensor_value_info(name + _SUFFIX, onnx.TensorProto.INT64, None)
         proto.graph.output.append(output)

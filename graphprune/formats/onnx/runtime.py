@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnxruntime
 
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.onnx.model import OnnxModel, Trial, copy_without_weights
-from graphprune.formats.onnx.shapes import input_shapes, size_pairs, symbols_of
+from graphprune.formats.onnx.shapes import input_shapes, runs_to_try, symbols_of
 from graphprune.formats.onnx.tensors import dtype_name, elsewhere, shared
 from graphprune.graph import Array, Graph
 from graphprune.memory import give_back
@@ -29,6 +29,13 @@ class Runner:
         self.session = loaded
         self.weights = weights  # theirs is the memory that the session uses
         self.names = [output.name for output in loaded.get_outputs()]
+
+    def dtypes(self, names: Iterable[str]) -> dict[str, str]:
+        """The types of those outputs that are tensors, as numpy names them."""
+        given = {output.name: output.type for output in self.session.get_outputs()}
+        bare = {name: given[name].removeprefix("tensor(").removesuffix(")") for name in names}
+        plain = {"float": "float32", "double": "float64"}
+        return {name: plain.get(kind, kind) for name, kind in bare.items() if given[name] == f"tensor({kind})"}
 
     def __call__(self, feeds: Feeds) -> dict[str, Array]:
         try:
@@ -135,7 +142,7 @@ STYLES = ((1, 32, False), (1, 128, False), (3, 128, False), (1, 128, True))
 
 
 def trials(model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0) -> list[Trial]:
-    """The inputs given; else two feeds at different dynamic sizes (one where nothing is dynamic, or no two work)."""
+    """The inputs given; else feeds at different dynamic sizes (one where nothing is dynamic, or no two work)."""
     if model.given:
         return [model.given]
     return find_trials(model, model.graph, runner, seed, style)
@@ -149,9 +156,9 @@ def find_trials(
     working: list[Trial] = []
     failure = ""
     amplitude, unit, positive = STYLES[style]
-    for pair in size_pairs(symbols, first, unit):
+    for runs in runs_to_try(symbols, first, unit):
         found: list[Trial] = []
-        for sizes in pair:
+        for sizes in runs:
             feeds = make_feeds(graph, model.proto, sizes, seed)
             feeds = {k: _styled(v, amplitude, positive) for k, v in feeds.items()}
             try:
@@ -163,8 +170,8 @@ def find_trials(
             if not symbols:
                 return found
         working = max(working, found, key=len)
-        if len(working) == 2 or not symbols:
-            break
+        if len(found) == len(runs):
+            return found
     if not working:
         raise VerifyError(
             f"the model runs at none of the input sizes tried: {failure}",

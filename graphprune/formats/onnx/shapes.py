@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import permutations
 
 import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
+from graphprune.formats.onnx.names import as_onnx
 from graphprune.graph import Shape
 
 _SMALL = 4096
 _SCALES = 16
+_BATCHES = ((1, 2), (2, 3))
+_MOST = 4
+"""Symbols up to which one is looked for that is the sum of two others."""
 UNKNOWN = "unk__"
 
 
 def skeleton(model: OnnxModel) -> onnx.ModelProto:
     """The model without the bytes of its weights (small integer ones and scales, which shapes hang on, are kept)."""
-    proto = copy_without_weights(model.proto)
+    proto = as_onnx(copy_without_weights(model.proto))
     for tensor in model.proto.graph.initializer:
         small = int(np.prod(tensor.dims, dtype=np.int64)) <= (_SMALL if tensor.data_type in (6, 7) else _SCALES)
         proto.graph.initializer.append(model.tensor(tensor) if small else tensors.without_data(tensor))
@@ -67,24 +73,37 @@ def input_shapes(proto: onnx.ModelProto) -> dict[str, Shape]:
     return found
 
 
-def size_pairs(
-    symbols: list[str], first_axes: set[str], first_unit: int = 32
-) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """Assignments to try: batch axes small, the others distinct multiples of a unit, then all others equal."""
+Sizes = dict[str, int]
+
+
+def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: int = 32) -> Iterator[tuple[Sizes, ...]]:
+    """Assignments to try, each for two runs or three between which every symbol varies.
+
+    Batch axes are small, the others distinct multiples of a unit; or one is the sum of two others (past, new and all
+    positions), also with a batch only where there is one new position, as caches ask for; or all others are equal.
+    """
     others = [s for s in symbols if s not in first_axes]
-    for unit in dict.fromkeys((first_unit, 32, 8, 1, 7, 16, 64, 160, 224, 512)):
-        for spread in (1, 0):
-            for batch in ((1, 2), (2, 3)):
-                runs = []
-                for run in (0, 1):
-                    sizes = dict.fromkeys(first_axes, batch[run])
-                    sizes |= {s: unit * (2 + run + 2 * spread * i) for i, s in enumerate(others)}
-                    runs.append(sizes)
-                yield runs[0], runs[1]
+    units = dict.fromkeys((first_unit, 32, 8, 1, 7, 16, 64, 160, 224, 512))
+
+    def made(unit: int, batches: tuple[int, ...], spread: int = 2) -> tuple[Sizes, ...]:
+        runs = [{s: unit * (2 + run + spread * i) for i, s in enumerate(others)} for run in range(len(batches))]
+        return tuple(dict.fromkeys(first_axes, batch) | sizes for batch, sizes in zip(batches, runs, strict=True))
+
+    if not 3 <= len(others) <= _MOST:
+        yield from (made(unit, batches, spread) for unit in units for spread in (2, 0) for batches in _BATCHES)
+        return
+    yield from (made(unit, batches) for unit in units for batches in _BATCHES)
+    for new, past, total in sorted(permutations(others, 3), key=lambda three: symbols[three[2]]):
+        for unit in units:
+            for batches in _BATCHES:
+                yield tuple({**s, total: s[new] + s[past]} for s in made(unit, batches))
+            *one, several = made(unit, (1, 1, 2))
+            yield tuple({**s, total: s[new] + s[past]} for s in (*one, {**several, new: 1}))
+    yield from (made(unit, batches, 0) for unit in units for batches in _BATCHES)
 
 
-def symbols_of(shapes: Mapping[str, Shape]) -> tuple[list[str], set[str]]:
-    """All symbols of the inputs, and those that stand first (batch)."""
-    symbols = list(dict.fromkeys(s for shape in shapes.values() for s in shape if isinstance(s, str)))
+def symbols_of(shapes: Mapping[str, Shape]) -> tuple[dict[str, int], set[str]]:
+    """All symbols of the inputs, with how often they occur, and those that stand first (batch)."""
+    symbols = Counter(s for shape in shapes.values() for s in shape if isinstance(s, str))
     first = {shape[0] for shape in shapes.values() if len(shape) > 1 and isinstance(shape[0], str)}
     return symbols, {str(s) for s in first}

@@ -343,7 +343,7 @@ class _Surgeon:
         return tuple(map(int, self.analysis.graph.shape(name) or ()))
 
     def _value_infos(self, proto: onnx.ModelProto) -> None:
-        for info in (*proto.graph.value_info, *proto.graph.input):
+        for info in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
             layout = self.analysis.facts.layouts.get(info.name)
             if layout is None or not info.type.HasField("tensor_type"):
                 continue

@@ -28,7 +28,7 @@ def view(model: OnnxModel) -> Graph:
     weights = _weights(model)
     for name, weight in weights.items():
         known[name], dtypes[name] = weight.shape, weight.dtype
-    example = probe(model, _graph(proto, weights, known, dtypes, {}), known)
+    example = probe(model, _graph(proto, weights, known, dtypes, {}), known, dtypes)
     return _graph(proto, weights, known, dtypes, example)
 
 
@@ -46,7 +46,9 @@ def _graph(
     opset = max((o.version for o in proto.opset_import if o.domain in STANDARD), default=1)
     outside = [info.name for info in proto.graph.input if info.name not in weights]
     outside += [sparse.values.name for sparse in proto.graph.sparse_initializer]
-    return Graph(made, values, weights, tuple(outside), tuple(o.name for o in proto.graph.output), example, opset)
+    return Graph(
+        made, values, weights, tuple(outside), tuple(o.name for o in proto.graph.output), example, opset, resizable=True
+    )
 
 
 def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> Node:
