@@ -238,7 +238,7 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
             errors[i] += _error(_solved(fit, fitted, first, damping), other, fit.bias is not None)
         errors[-1] += _error(first, other, fit.bias is not None)
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
-    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best])
+    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
     changed = fit.consumer.matrix(stored)
     changed[:, fit.kept] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
