@@ -2,7 +2,7 @@
 
 One-shot compensation fits W' x to W x on the activations x of the dense model. In the cut model other activations x'
 arrive, and errors add up. Here two models are walked through side by side, the dense one and the one that was cut and
-compensated up to where the walk stands. Each consumer that loses positions, or is added to something, is fitted to
+compensated up to where the walk stands, and each consumer that loses positions is fitted to
 
     W' = (E[t x'ᵀ] + δ W₀)(E[x' x'ᵀ] + δ I)⁻¹        t = y + r - r'
 
@@ -32,8 +32,6 @@ from graphprune.graph import Array, Graph, Node
 Floats = npt.NDArray[np.float64]
 ROOM = 1 << 31
 """Bytes of activations that may be held; batches that do not fit are left behind."""
-_NONE = 1e-9
-"""A relative error up to which there is nothing to make good."""
 _FLAT = 1e-3
 """A batch norm scales by at least this, next to its other channels, where residuals are looked at through it."""
 
@@ -160,11 +158,11 @@ def zeroed(analysis: Analysis, chosen: Chosen, values: Mapping[str, Array]) -> d
 
 
 def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
-    """Consumers that lose positions, or are added to something, and whose outputs lie as their inputs do."""
+    """Consumers whose outputs can be told apart from those of others, and lie as their inputs do."""
     found = []
     for consumer in consumers(analysis):
         graph, node, site = analysis.graph, consumer.nodes[0], consumer.sites[0]
-        if len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
+        if not touched(consumer.dim, chosen) or len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
             continue
         bias = bias_of(analysis, consumer)
         into, out = graph.shape(site.value) or (), graph.shape(node.outputs[0]) or ()
@@ -178,8 +176,6 @@ def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
         if math.prod(size for axis, size in enumerate(shape) if axis not in consumer.axes) != out[made.axis]:
             continue
         residual, scale = _behind(graph, node, bias)
-        if not residual and not touched(consumer.dim, chosen):
-            continue
         found.append(_Fit(consumer, node, made, take(consumer.dim, chosen), bias, residual, scale))
     return found
 
@@ -232,9 +228,7 @@ def _inverse(scale: Floats) -> Floats:
 
 def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[str, Array]) -> dict[str, Array]:
     """The weight, and the bias, that come closest to the targets; nothing where those ``before`` do as well."""
-    stored = before.get(fit.consumer.weight)
-    if stored is None:
-        stored = analysis.graph.weights[fit.consumer.weight].load()
+    stored = before[fit.consumer.weight]
     first = fit.consumer.matrix(stored)[:, fit.kept]
     if len(halves) < 2:
         return {}
@@ -243,8 +237,6 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
         for i, damping in enumerate(DAMPINGS):
             errors[i] += _error(_solved(fit, fitted, first, damping), other, fit.bias is not None)
         errors[-1] += _error(first, other, fit.bias is not None)
-    if errors[-1] <= _NONE:
-        return {}
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
     weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
     changed = fit.consumer.matrix(stored)
