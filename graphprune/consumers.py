@@ -78,7 +78,7 @@ def consumers(analysis: Analysis) -> list[Consumer]:
     """Every weight whose readers all sum over the same axis of it with an activation, in the order of the graph.
 
     Left out are grouped and depthwise convolutions, and weights that are read in another way too (a tied embedding):
-    changing them would change more than the sum.
+    changing them would change more than the sum. So is what stands in a body, where nobody sees activations.
     """
     graph = analysis.graph
     found: dict[tuple[str, int], dict[Node, Site]] = defaultdict(dict)
@@ -110,7 +110,7 @@ def by_atom(found: list[Consumer]) -> dict[Dim, list[Consumer]]:
 
 def _ends(graph: Graph, mask: Mask) -> tuple[str, int, Site] | None:
     """The weight and its axis, and the activation's, of a contraction of one with the other."""
-    if mask.against is None:
+    if mask.against is None or mask.node.body:
         return None
     ends = [(mask.input, mask.axis), mask.against]
     if mask.node.inputs[ends[0][0]] in graph.weights:

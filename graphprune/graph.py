@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]
 """Sizes of a value's axes; a str names a size that is only known when the model runs (equal names, equal sizes)."""
 
+Body = tuple[tuple[int, int], ...]
+"""The bodies that a node is in, outermost first: the node that stands where each begins, and which of several it is."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -45,9 +48,10 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation. ``inputs`` holds "" where an optional input is absent; ``outer`` names what its bodies capture.
+    """One operation. ``inputs`` holds "" where an optional input is absent.
 
-    ``scope`` is the path of the module that it was traced in, where the exporter kept it.
+    ``scope`` is the path of the module that it was traced in, where the exporter kept it. ``outer`` names what the bodies
+    of the node capture, where these are not read as further nodes; where they are, each of those says its ``body``.
     """
 
     index: int
@@ -59,6 +63,7 @@ class Node:
     kind: str = ""
     outer: tuple[str, ...] = ()
     scope: str = ""
+    body: Body = ()
 
     @property
     def label(self) -> str:

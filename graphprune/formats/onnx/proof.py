@@ -8,6 +8,7 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import VerifyError
+from graphprune.formats.onnx.bodies import places, scopes
 from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.runtime import first_line
@@ -48,14 +49,13 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
     """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
     made = model.copy()
     proto = made.proto
-    position = {id(node): i for i, node in enumerate(analysis.graph.nodes)}
-    everything = list(enumerate(proto.graph.node))
-    real = [(i, n) for i, n in everything if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
-    extra: dict[int, list[onnx.NodeProto]] = {}
+    everywhere = places(proto, analysis.graph.weights)
+    extra: dict[int, dict[int, list[onnx.NodeProto]]] = {}
     for number, wanted in enumerate(analysis.facts.masks):
         if not touched(wanted.dim, chosen) or not _puts_zeros(analysis, wanted):
             continue
-        at, node = real[position[id(wanted.node)]]
+        place = everywhere[wanted.node.index]
+        node = place.node
         value = analysis.graph.values[wanted.node.inputs[wanted.input]]
         zeros = np.zeros(wanted.dim.size or 0)
         zeros[take(wanted.dim, chosen)] = 1
@@ -68,13 +68,14 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
             onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
         ]
         node.input[wanted.input] = f"{name}/masked"
-        extra.setdefault(at, []).extend(helpers)
-    nodes = []
-    for at, node in everything:
-        nodes += [*extra.get(at, []), node]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+        extra.setdefault(place.scope.number, {}).setdefault(place.at, []).extend(helpers)
+    for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
+        if scope.number in extra:
+            ahead = extra[scope.number]
+            nodes = [one for at, node in enumerate(scope.graph.node) for one in (*ahead.get(at, ()), node)]
+            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            del scope.graph.node[:]
+            scope.graph.node.extend(copies)
     return made
 
 

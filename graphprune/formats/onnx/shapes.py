@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.bodies import scopes
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
 from graphprune.formats.onnx.names import as_onnx
 from graphprune.graph import Shape
@@ -39,18 +40,20 @@ def static_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, s
         inferred = proto
     shapes: dict[str, Shape] = {}
     dtypes: dict[str, str] = {}
-    graph = inferred.graph
-    for info in (*graph.value_info, *graph.output, *graph.input):
-        read = declared_shape(info)
-        if info.type.HasField("tensor_type"):
-            dtypes[info.name] = tensors.dtype_name(info.type.tensor_type.elem_type)
-        if read is not None:
-            shapes[info.name] = read
+    for scope in scopes(inferred):
+        graph = scope.graph
+        for info in (*graph.value_info, *graph.output, *graph.input):
+            name = scope.name(info.name)
+            read = declared_shape(info, name)
+            if info.type.HasField("tensor_type"):
+                dtypes[name] = tensors.dtype_name(info.type.tensor_type.elem_type)
+            if read is not None:
+                shapes[name] = read
     return shapes, dtypes
 
 
-def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """The shape written in a value info; None where there is no tensor or no rank."""
+def declared_shape(info: onnx.ValueInfoProto, name: str = "") -> Shape | None:
+    """The shape written in a value info, for the value ``name``; None where there is no tensor or no rank."""
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return None
     sizes: list[int | str] = []
@@ -58,7 +61,7 @@ def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             sizes.append(dim.dim_value)
         else:
-            sizes.append(str(dim.dim_param or f"{UNKNOWN}{info.name}_{i}"))  # bytes where it is no valid text
+            sizes.append(str(dim.dim_param or f"{UNKNOWN}{name or info.name}_{i}"))  # bytes where it is no valid text
     return tuple(sizes)
 
 

@@ -39,7 +39,8 @@ class Walk:
 
     def to(self, node: int) -> None:
         """As the protocol says."""
-        constants, steps = self._lifted.constants, self._lifted.steps[self._at : node]
+        constants = self._lifted.constants
+        steps = [step for step in self._lifted.steps if self._at <= step[0].index < node]
         with torch.no_grad():
             for batch, held in enumerate(self._held):
                 found = self._lifted.through(steps, constants | held)
