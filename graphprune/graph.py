@@ -50,8 +50,8 @@ class Weight:
 class Node:
     """One operation. ``inputs`` holds "" where an optional input is absent.
 
-    ``scope`` is the path of the module that it was traced in, where the exporter kept it. ``outer`` names what the bodies
-    of the node capture, where these are not read as further nodes; where they are, each of those says its ``body``.
+    ``scope`` is the path of the module that it was traced in, where the exporter kept it. ``outer`` names what the
+    bodies of the node capture, where these are not read as further nodes; where they are, those say their ``body``.
     """
 
     index: int

@@ -14,6 +14,7 @@ inputs are tried and those with the least noise are kept; a model that drowns ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,15 +83,34 @@ class Proof:
         self.seed = seed
         self.runner = format.run(model)
         self.trials = format.trials(model, self.runner, seed)
-        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self._sides = [side for side, made in format.forced(model, analysis.graph).items() if self._works(made)]
+        self._whole = self.run(model)
+        self.dense = [self._whole(inputs) for _, inputs in self.trials]
         self._noise: float | None = None
         self._faded = False
+
+    def _works(self, model: Any) -> bool:
+        """Whether a ``model`` that is made to go another way runs on the inputs."""
+        with suppress(VerifyError):
+            runner = self.format.run(model)
+            return all(runner(inputs) for _, inputs in self.trials)
+        return False
+
+    def run(self, model: Any) -> Runner:
+        """The dense ``model`` or one made of it, on every way that can be made to go; outputs say which."""
+        if not self._sides:
+            return self.runner if model is self.model else self.format.run(model)
+        made = self.format.forced(model, self.analysis.graph)
+        runners = {"": self.format.run(model)} | {side: self.format.run(made[side]) for side in self._sides}
+        return lambda feeds: {
+            name + side: value for side, runner in runners.items() for name, value in runner(feeds).items()
+        }
 
     @property
     def sizes(self) -> str:
         """The dynamic sizes run at, for messages."""
         shown = [", ".join(f"{name}={size}" for name, size in sizes.items()) for sizes, _ in self.trials]
-        return " and ".join(filter(None, shown)) or "its fixed size"
+        return (" and ".join(filter(None, shown)) or "its fixed size") + "".join(self._sides)
 
     def noise(self) -> float:
         """How much the outputs move when every weight moves by one unit in the last place.
@@ -98,7 +118,7 @@ class Proof:
         Where that is much, livelier inputs are looked for: other sizes, other amplitudes; the steadiest are kept.
         """
         if self._noise is None:
-            nudged = self.format.run(self._nudged)
+            nudged = self.run(self._nudged)
             self._noise = self._against(nudged)
             for style in range(1, STYLES):
                 if self._noise * NOISE_FACTOR <= TOLERANCE or self.model.given:
@@ -127,17 +147,21 @@ class Proof:
 
     def _look(self, style: int) -> None:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
-        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self.dense = [self._whole(inputs) for _, inputs in self.trials]
 
     def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
         """Inputs or outputs of the dense model as one that is cut to ``chosen`` takes and gives them (a cache)."""
-        layouts = {name: self.analysis.facts.layouts.get(name, ()) for name in values}
+        layouts = {name: self.analysis.facts.layouts.get(self._bare(name), ()) for name in values}
         fitted = dict(values)
         for name, layout in layouts.items():
             for axis, dim in enumerate(layout):
                 if touched(dim, chosen):
                     fitted[name] = fitted[name].take(take(dim, chosen), axis)
         return fitted
+
+    def _bare(self, name: str) -> str:
+        """An output without the side that it is of."""
+        return next((name.removesuffix(side) for side in self._sides if name.endswith(side)), name)
 
     def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
         """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
@@ -163,7 +187,7 @@ class Proof:
         if self._constant():
             detail = "the outputs are constant on the inputs tried, which proves nothing: give inputs that move them"
             return Check("permutation", False, detail)
-        permuted = self.format.run(self.format.apply(self.model, self.analysis, chosen))
+        permuted = self.run(self.format.apply(self.model, self.analysis, chosen))
         error, noise = self._against(permuted, chosen=chosen), 0.0
         if error > TOLERANCE:
             noise = self.noise()
@@ -184,11 +208,11 @@ class Proof:
         return check
 
     def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
-        cut = self.format.run(self.format.apply(self.model, self.analysis, exact))
-        zeroed = self.format.run(self.format.mask(self.model, self.analysis, exact))
+        cut = self.run(self.format.apply(self.model, self.analysis, exact))
+        zeroed = self.run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE:
-            noise = self._against(self.format.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
+            noise = self._against(self.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
         self._faded = largest[1] < FADED * largest[0]
         return self._judge("zero equals cut", detail, error, noise)
@@ -197,7 +221,7 @@ class Proof:
         """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""
         try:
             self._check(pruned)
-            runner = self.format.run(pruned)
+            runner = self.run(pruned)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
                 found = runner(self.fit(inputs, chosen or {}))
                 for name, value in self.fit(expected, chosen or {}).items():

@@ -7,6 +7,7 @@ its bodies; where a body has inputs, an op of its own in front of it hands them 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune.rules.registry import Op, rule
 from graphprune.signature import Layout
@@ -15,26 +16,25 @@ from graphprune.signature import Layout
 @rule("if_enter", gate=True)
 def if_enter(op: Op) -> None:
     """condition"""
-    taken = _taken(op)
-    if taken is not None:
-        op.never(1 - taken)
+    branch = taken(op.known(0))
+    if branch is not None:
+        op.never(1 - branch)
 
 
 @rule("if", gate=True)
 def if_(op: Op) -> None:
     """condition, what each branch gives -> what the one that is taken gives"""
-    count, taken = len(op.outs), _taken(op)
+    count, which = len(op.outs), taken(op.known(0))
     for branch, given in enumerate((op.ins[1 : 1 + count], op.ins[1 + count :])):
         for value, out in zip(given, op.outs, strict=True):
-            if taken in (branch, None):
+            if which in (branch, None):
                 _same(op, value, out)
             else:
                 op.speak_of(*value or ())
 
 
-def _taken(op: Op) -> int | None:
-    """The branch of an If whose condition hangs on sizes alone, or on nothing."""
-    condition = op.known(0)
+def taken(condition: npt.NDArray[np.float64] | None) -> int | None:
+    """The branch of an If whose condition hangs on sizes alone, or on nothing; None where it hangs on data."""
     if condition is None or condition.size != 1 or np.isnan(condition).any():
         return None
     return 0 if condition.reshape(-1)[0] else 1

@@ -6,9 +6,10 @@ calls a value by its own name where that is the only one, else by a name that th
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from graphprune.formats.onnx.names import STANDARD
@@ -138,3 +139,14 @@ def _stand(scope: Scope, body: Body, weights: Container[str], found: list[Place]
         for branch, one in enumerate(inner):
             _stand(one, (*body, (here, branch)), weights, found)
         found.append(Place(scope, at, body, inner))
+
+
+FORCED = "graphprune/branch"
+
+
+def force(proto: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], branch: int) -> None:
+    """Let each of ``nodes``, If of ``proto`` in whatever body, take this branch."""
+    for node in nodes:
+        node.input[0] = FORCED
+    value = onnx.numpy_helper.from_array(np.array(branch == 0))
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], [FORCED], value=value))

@@ -9,7 +9,8 @@ taken, and from every iteration of a loop.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import numpy as np
 import onnx
@@ -17,12 +18,14 @@ from onnx import helper, numpy_helper
 
 from graphprune.errors import VerifyError
 from graphprune.formats.onnx import runtime
-from graphprune.formats.onnx.bodies import Scope, scopes
+from graphprune.formats.onnx.bodies import Scope, force, scopes
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.shapes import UNKNOWN, Sizes, input_shapes, runs_to_try, symbols_of
 from graphprune.graph import Array, Graph, Shape
 
 _SUFFIX = "/graphprune_shape"
+_MOST_FORCED = 8
+"""Nodes whose branches are looked into one after the other."""
 
 
 def probe(model: OnnxModel, graph: Graph, known: dict[str, Shape], dtypes: dict[str, str]) -> Sizes:
@@ -35,30 +38,56 @@ def probe(model: OnnxModel, graph: Graph, known: dict[str, Shape], dtypes: dict[
     fallback = model.given[0] if model.given else next(runs_to_try(symbols, first))[0]
     if not names or model.large:
         return fallback
-    main = scopes(model.proto)[0].graph
-    outside = [name for node in main.node for name in node.output if name in set(names)]
-    try:
-        return _observe(model, graph, names, outside, known, dtypes)
-    except VerifyError:
-        pass
-    try:  # a body whose shapes cannot leave it
-        return _observe(model, graph, outside, outside, known, dtypes) if outside != names else fallback
-    except VerifyError:
-        return fallback
+    main = scopes(model.proto)[0]
+    outside = [name for node in main.graph.node for name in node.output if name in set(names)]
+    for asked in (names, outside):  # a body may hold shapes that cannot leave it
+        try:
+            example = _observe(model, graph, asked, known, dtypes, outside)
+        except VerifyError:
+            continue
+        for at, branch, inside in _unseen(main, set(names) - set(outside), known, symbols):
+            with suppress(VerifyError):
+                example |= _observe(model, graph, inside, known, dtypes, [], (at, branch)) | example
+        return example
+    return fallback
+
+
+def _unseen(
+    main: Scope, names: set[str], known: dict[str, Shape], symbols: Mapping[str, int]
+) -> Iterator[tuple[int, int, list[str]]]:
+    """Branches of If that no run has taken: where the node stands, which branch it is, and its open values."""
+    for at, inner in list(main.inner.items())[:_MOST_FORCED]:
+        for branch, body in enumerate(inner if main.graph.node[at].op_type == "If" else ()):
+            inside = [name for name in _within(body) if name in names]
+            if inside and all(_is_open(known.get(name), set(symbols)) for name in inside):
+                yield at, branch, inside
+
+
+def _within(scope: Scope) -> Iterator[str]:
+    """Every value of a body and of the bodies inside it."""
+    yield from (scope.name(name) for node in scope.graph.node for name in node.output)
+    for inner in scope.inner.values():
+        for body in inner:
+            yield from (body.name(info.name) for info in body.graph.input)
+            yield from _within(body)
 
 
 def _observe(
     model: OnnxModel,
     graph: Graph,
     names: list[str],
-    outside: list[str],
     known: dict[str, Shape],
     dtypes: dict[str, str],
+    outside: list[str],
+    forced: tuple[int, int] | None = None,
 ) -> Sizes:
-    """As `probe`, for ``names``; VerifyError where the model does not run with their shapes among its outputs."""
+    """As `probe`, for ``names``; VerifyError where the model does not run with their shapes among its outputs.
+
+    ``outside`` are those of the main graph; ``forced`` is an If and the branch that it is made to take.
+    """
     symbols, first = symbols_of(input_shapes(model.proto))
     fallback = model.given[0] if model.given else next(runs_to_try(symbols, first))[0]
-    runner = runtime.run(_with_shape_outputs(model.copy(), set(names), outside), optimise=False)
+    runner = runtime.run(_with_shape_outputs(model.copy(), set(names), outside, forced), optimise=False)
     dtypes |= runner.dtypes(outside)
     runner.names = [name + _SUFFIX for name in names if name + _SUFFIX in runner.names]
     trials = runtime.find_trials(model, graph, runner)
@@ -128,7 +157,9 @@ def _no_tensors(proto: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _with_shape_outputs(model: OnnxModel, names: set[str], outside: list[str]) -> OnnxModel:
+def _with_shape_outputs(
+    model: OnnxModel, names: set[str], outside: list[str], forced: tuple[int, int] | None
+) -> OnnxModel:
     """The model, changed: the shapes of ``names``, and the values ``outside`` bodies themselves, are its only outputs.
 
     A shape has a mark for each body that its name is in, so that no name is there twice.
@@ -140,6 +171,8 @@ def _with_shape_outputs(model: OnnxModel, names: set[str], outside: list[str]) -
         main.graph.output.add(name=name)
     for name in shown:
         main.graph.output.append(_integers(name))
+    if forced is not None:
+        force(model.proto, [main.graph.node[forced[0]]], forced[1])
     return model
 
 

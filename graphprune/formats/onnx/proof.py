@@ -8,13 +8,15 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import VerifyError
-from graphprune.formats.onnx.bodies import places, scopes
+from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.runtime import first_line
 from graphprune.formats.onnx.shapes import skeleton
-from graphprune.graph import Array
+from graphprune.graph import Array, Graph
+from graphprune.rules.control import taken
 from graphprune.rules.registry import Mask
+from graphprune.values import Values
 
 _ULP = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
 """One unit in the last place, relative, of each floating-point type."""
@@ -77,6 +79,22 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
             del scope.graph.node[:]
             scope.graph.node.extend(copies)
     return made
+
+
+def forced(model: OnnxModel, graph: Graph) -> dict[str, OnnxModel]:
+    """The model with every If whose condition hangs on data made to take its first branch, and its second.
+
+    ``graph`` is the view of the model that this one was made of.
+    """
+    known = Values(graph)
+    open_ = {node.outputs[0] for node in graph.nodes if node.op == "if" and taken(known(node.inputs[0])) is None}
+    found = {}
+    for branch, words in enumerate(("first", "second") if open_ else ()):
+        made = model.copy()
+        inside = [(scope, scope.graph.node[at]) for scope in scopes(made.proto) for at in scope.inner]
+        force(made.proto, [node for scope, node in inside if scope.name(node.output[0]) in open_], branch)
+        found[f", every If made to take its {words} branch"] = made
+    return found
 
 
 def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:

@@ -83,7 +83,8 @@ def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: in
     """Assignments to try, each for two runs or three between which every symbol varies.
 
     Batch axes are small, the others distinct multiples of a unit; or one is the sum of two others (past, new and all
-    positions), also with a batch only where there is one new position, as caches ask for; or all others are equal.
+    positions), also with a batch only where there is one new position, as caches ask for; or all others are equal; or
+    one that has no name in the file is the batch again.
     """
     others = [s for s in symbols if s not in first_axes]
     units = dict.fromkeys((first_unit, 32, 8, 1, 7, 16, 64, 160, 224, 512))
@@ -94,6 +95,9 @@ def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: in
 
     if not 3 <= len(others) <= _MOST:
         yield from (made(unit, batches, spread) for unit in units for spread in (2, 0) for batches in _BATCHES)
+        for again in (symbol for symbol in others if first_axes and symbol.startswith(UNKNOWN)):
+            batch = min(first_axes)
+            yield from (tuple({**s, again: s[batch]} for s in made(unit, _BATCHES[0])) for unit in units)
         return
     yield from (made(unit, batches) for unit in units for batches in _BATCHES)
     for new, past, total in sorted(permutations(others, 3), key=lambda three: symbols[three[2]]):

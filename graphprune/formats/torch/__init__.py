@@ -11,6 +11,7 @@ from graphprune.formats.torch.model import TorchModel, native
 from graphprune.formats.torch.moments import moments, replaced
 from graphprune.formats.torch.proof import (
     check,
+    forced,
     give,
     last,
     mask,
@@ -34,6 +35,7 @@ __all__ = [
     "cut_in_place",
     "disk_bytes",
     "exported",
+    "forced",
     "give",
     "gradients",
     "last",

@@ -13,7 +13,7 @@ from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
-from graphprune.graph import Array
+from graphprune.graph import Array, Graph
 from graphprune.rules.registry import Mask
 
 Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -129,6 +129,12 @@ def _value_name(model: TorchModel, node: Any) -> str:
     if getattr(node.target, "__name__", "") == "getitem":
         return f"{node.args[0].name}.{node.args[1]}"
     return str(node.name)
+
+
+def forced(model: TorchModel, graph: Graph) -> dict[str, TorchModel]:
+    """Nothing: what hangs on data is frozen."""
+    del model, graph
+    return {}
 
 
 def nudge(model: TorchModel, analysis: Analysis, seed: int) -> TorchModel:
