@@ -83,18 +83,24 @@ class Proof:
         self.seed = seed
         self.runner = format.run(model)
         self.trials = format.trials(model, self.runner, seed)
-        self._sides = [side for side, made in format.forced(model, analysis.graph).items() if self._works(made)]
+        self._sides: list[str] = []
+        for side in format.forced(model, analysis.graph):
+            self._take_in(side)
         self._whole = self.run(model)
         self.dense = [self._whole(inputs) for _, inputs in self.trials]
         self._noise: float | None = None
         self._faded = False
 
-    def _works(self, model: Any) -> bool:
-        """Whether a ``model`` that is made to go another way runs on the inputs."""
+    def _take_in(self, side: str) -> None:
+        """Look at another way that the model can be made to go, too, if there are inputs on which it goes them all."""
+        self._sides.append(side)
         with suppress(VerifyError):
-            runner = self.format.run(model)
-            return all(runner(inputs) for _, inputs in self.trials)
-        return False
+            runner = self.run(self.model)
+            trials = self.format.trials(self.model, runner, self.seed)
+            if len(trials) == len(self.trials) and all(runner(inputs) for _, inputs in trials):
+                self.trials = trials
+                return
+        self._sides.remove(side)
 
     def run(self, model: Any) -> Runner:
         """The dense ``model`` or one made of it, on every way that can be made to go; outputs say which."""
@@ -146,7 +152,7 @@ class Proof:
         return self.format.nudge(self.model, self.analysis, self.seed)
 
     def _look(self, style: int) -> None:
-        self.trials = self.format.trials(self.model, self.runner, self.seed, style)
+        self.trials = self.format.trials(self.model, self._whole, self.seed, style)
         self.dense = [self._whole(inputs) for _, inputs in self.trials]
 
     def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:

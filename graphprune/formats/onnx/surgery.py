@@ -51,7 +51,7 @@ class _Surgeon:
         self.rewired: dict[int, dict[int, Array]] = defaultdict(dict)
         self.attrs: dict[int, dict[str, object]] = defaultdict(dict)
         self.overwrites: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
-        self.restores: dict[int, dict[int, int]] = {}
+        self.restores: dict[int, tuple[int, dict[int, int]]] = {}
         self.values: dict[str, Array] = {}
         self._taken: set[str] = set()
         for scope in scopes(model.proto):
@@ -153,7 +153,7 @@ class _Surgeon:
         for node, dims in self.analysis.facts.shapes:
             old = {i: dim.size or 0 for i, dim in enumerate(dims) if self._changed(dim)}
             if old and self._reads(node, old):
-                self.restores[node.index] = old
+                self.restores[node.index] = len(dims), old
 
     def _reads(self, node: Node, entries: Iterable[int]) -> bool:
         """Whether anybody looks at one of ``entries`` of a Shape node's result."""
@@ -289,7 +289,7 @@ class _Surgeon:
             for i, new in self.overwrites.get(index, {}).items():
                 self._overwrite(helpers, index, patient, i, new)
             before.append(helpers)
-            after.append(self._restore(index, patient) if index in self.restores else [])
+            after.append(self._restore(patient, *self.restores[index]) if index in self.restores else [])
         table.nodes = [
             n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])
         ]
@@ -343,12 +343,11 @@ class _Surgeon:
         self._pick(helpers, output.name, target, new, output, self._shape(self.analysis.graph.nodes[index].inputs[i]))
         node.inputs[i] = output
 
-    def _restore(self, index: int, node: gs.Node) -> list[gs.Node]:
-        """A Shape node's result with the old sizes put back."""
+    def _restore(self, node: gs.Node, entries: int, old: dict[int, int]) -> list[gs.Node]:
+        """A Shape node's result, so many ``entries``, with the old sizes put back."""
         seen, helpers = node.outputs[0], []  # type: gs.Variable, list[gs.Node]
-        shape = self._shape(self.analysis.graph.nodes[index].outputs[0])
         node.outputs[0] = gs.Variable(self._name(f"{seen.name}/after"))
-        self._pick(helpers, f"{seen.name}/before", node.outputs[0], self.restores[index], seen, shape)
+        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, (entries,))
         return helpers
 
     def _shape(self, name: str) -> tuple[int, ...]:
