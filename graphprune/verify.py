@@ -13,9 +13,9 @@ inputs are tried and those with the least noise are kept; a model that drowns ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,50 +73,40 @@ def _relative(a: Array, b: Array) -> float:
 class Proof:
     """The checks on one model; the dense model is loaded and run once for all of them.
 
-    Inputs are those given to the model, else random ones.
+    Inputs are those given to the model, else random ones. ``way`` is what the model is made to do, where it may do
+    other things than it does by itself: take the first branch of every If.
     """
 
-    def __init__(self, format: Format, model: Any, analysis: Analysis, *, seed: int = 0) -> None:
+    def __init__(self, format: Format, model: Any, analysis: Analysis, *, seed: int = 0, way: str = "") -> None:
         self.format = format
         self.model = model
         self.analysis = analysis
         self.seed = seed
-        self.runner = format.run(model)
+        self.way = way
+        self.runner = self.run(model)
         self.trials = format.trials(model, self.runner, seed)
-        self._sides: list[str] = []
-        for side in format.forced(model, analysis.graph):
-            self._take_in(side)
-        self._whole = self.run(model)
-        self.dense = [self._whole(inputs) for _, inputs in self.trials]
+        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self.others = [] if way else list(self._others())
         self._noise: float | None = None
         self._faded = False
 
-    def _take_in(self, side: str) -> None:
-        """Look at another way that the model can be made to go, too, if there are inputs on which it goes them all."""
-        self._sides.append(side)
-        with suppress(VerifyError):
-            runner = self.run(self.model)
-            trials = self.format.trials(self.model, runner, self.seed)
-            if len(trials) == len(self.trials) and all(runner(inputs) for _, inputs in trials):
-                self.trials = trials
-                return
-        self._sides.remove(side)
+    def _others(self) -> Iterator[Proof]:
+        """Proofs on the other ways that the model can be made to go, where it runs and computes anything there."""
+        for way in self.format.forced(self.model, self.analysis.graph):
+            with suppress(VerifyError):
+                other = Proof(self.format, self.model, self.analysis, seed=self.seed, way=way)
+                if not other._constant():
+                    yield other
 
     def run(self, model: Any) -> Runner:
-        """The dense ``model`` or one made of it, on every way that can be made to go; outputs say which."""
-        if not self._sides:
-            return self.runner if model is self.model else self.format.run(model)
-        made = self.format.forced(model, self.analysis.graph)
-        runners = {"": self.format.run(model)} | {side: self.format.run(made[side]) for side in self._sides}
-        return lambda feeds: {
-            name + side: value for side, runner in runners.items() for name, value in runner(feeds).items()
-        }
+        """The dense ``model``, or one made of it, on the way of this proof."""
+        return self.format.run(self.format.forced(model, self.analysis.graph)[self.way] if self.way else model)
 
     @property
     def sizes(self) -> str:
         """The dynamic sizes run at, for messages."""
         shown = [", ".join(f"{name}={size}" for name, size in sizes.items()) for sizes, _ in self.trials]
-        return (" and ".join(filter(None, shown)) or "its fixed size") + "".join(self._sides)
+        return " and ".join(filter(None, shown)) or "its fixed size"
 
     def noise(self) -> float:
         """How much the outputs move when every weight moves by one unit in the last place.
@@ -152,22 +142,18 @@ class Proof:
         return self.format.nudge(self.model, self.analysis, self.seed)
 
     def _look(self, style: int) -> None:
-        self.trials = self.format.trials(self.model, self._whole, self.seed, style)
-        self.dense = [self._whole(inputs) for _, inputs in self.trials]
+        self.trials = self.format.trials(self.model, self.runner, self.seed, style)
+        self.dense = [self.runner(inputs) for _, inputs in self.trials]
 
     def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
         """Inputs or outputs of the dense model as one that is cut to ``chosen`` takes and gives them (a cache)."""
-        layouts = {name: self.analysis.facts.layouts.get(self._bare(name), ()) for name in values}
+        layouts = {name: self.analysis.facts.layouts.get(name, ()) for name in values}
         fitted = dict(values)
         for name, layout in layouts.items():
             for axis, dim in enumerate(layout):
                 if touched(dim, chosen):
                     fitted[name] = fitted[name].take(take(dim, chosen), axis)
         return fitted
-
-    def _bare(self, name: str) -> str:
-        """An output without the side that it is of."""
-        return next((name.removesuffix(side) for side in self._sides if name.endswith(side)), name)
 
     def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
         """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
@@ -186,8 +172,21 @@ class Proof:
             detail += f"; rounding alone moves the outputs by {noise:.0e}, which proves little: give real inputs"
         return Check(name, error <= limit, f"{detail}, run at {self.sizes}", error, limit)
 
+    def _everywhere(self, check: Callable[[Proof], Check]) -> Check:
+        """``check`` here and on every other way: the worst outcome, and all that was looked at."""
+        ways = [self, *self.others]
+        found = [check(proof) for proof in ways]
+        worst = max(range(len(ways)), key=lambda i: (not found[i].passed, found[i].error or 0.0))
+        if not found[worst].passed:
+            return replace(found[worst], detail="; ".join(filter(None, (ways[worst].way, found[worst].detail))))
+        looked = [found[0].detail, *(f"{proof.way}, run at {proof.sizes}" for proof in self.others)]
+        return replace(found[worst], detail="; ".join(looked))
+
     def permutation(self, dims: Sequence[Dim] | None = None) -> Check:
         """Permute every prunable atom (or ``dims``) at once; outputs must stay."""
+        return self._everywhere(lambda proof: proof._permutation(dims))
+
+    def _permutation(self, dims: Sequence[Dim] | None) -> Check:
         random = np.random.default_rng(self.seed)
         chosen = {dim: random.permutation(dim.size or 0) for dim in dims or [a.dim for a in self.analysis.prunable]}
         if self._constant():
@@ -202,18 +201,21 @@ class Proof:
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
         """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""
+        return self._everywhere(lambda proof: proof._zero_equals_cut(chosen))
+
+    def _zero_equals_cut(self, chosen: Chosen) -> Check:
         able = self.format.maskable(self.analysis)
         exact = {dim: index for dim, index in chosen.items() if dim in able}
         if not exact:
             return Check("zero equals cut", True, f"none of the {len(chosen)} cut dims is exact; nothing to compare")
         detail = f"{len(exact)} of {len(chosen)} cut dims are exact and were compared"
-        check = self._zero_equals_cut(exact, detail)
+        check = self._zeroed(exact, detail)
         if self._faded:
             detail += ", one position of each: the outputs of the whole cut fade to nothing"
-            check = self._zero_equals_cut({dim: _all_but_one(dim, index) for dim, index in exact.items()}, detail)
+            check = self._zeroed({dim: _all_but_one(dim, index) for dim, index in exact.items()}, detail)
         return check
 
-    def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
+    def _zeroed(self, exact: Chosen, detail: str) -> Check:
         cut = self.run(self.format.apply(self.model, self.analysis, exact))
         zeroed = self.run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
@@ -225,6 +227,9 @@ class Proof:
 
     def runs(self, pruned: Any, chosen: Chosen | None = None) -> Check:
         """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""
+        return self._everywhere(lambda proof: proof._runs(pruned, chosen))
+
+    def _runs(self, pruned: Any, chosen: Chosen | None) -> Check:
         try:
             self._check(pruned)
             runner = self.run(pruned)

@@ -167,9 +167,12 @@ class Subject:
         data = self.model.graph.weights[use.weight].load().take(take(use.dim, turned), use.axis)
         model = self.model.copy()
         model.put({use.weight: data})
-        runner = self.proof.run(model)
-        runs = zip(self.proof.dense, self.proof.trials, strict=True)
-        return max(difference(dense, runner(feeds)) for dense, (_, feeds) in runs)
+        moved = []
+        for proof in (self.proof, *self.proof.others):
+            runner = proof.run(model)
+            runs = zip(proof.dense, proof.trials, strict=True)
+            moved += [difference(dense, runner(feeds)) for dense, (_, feeds) in runs]
+        return max(moved)
 
 
 def parameter(model: OnnxModel, name: str, i: int) -> list[int]:

@@ -93,7 +93,7 @@ def forced(model: OnnxModel, graph: Graph) -> dict[str, OnnxModel]:
         made = model.copy()
         inside = [(scope, scope.graph.node[at]) for scope in scopes(made.proto) for at in scope.inner]
         force(made.proto, [node for scope, node in inside if scope.name(node.output[0]) in open_], branch)
-        found[f", {words} branch of every If"] = made
+        found[f"{words} branch of every If"] = made
     return found
 
 
