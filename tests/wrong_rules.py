@@ -212,3 +212,20 @@ def stepless(op: Op) -> None:
     letters = op.axes(text, sizes={"k": "kv_num_heads", "r": 2, "d": (op.x[2].size or 0) // 8})
     op.slot("num_heads", 0, product(letters["k"], letters["r"]))
     op.pin("scale", (letters["d"].size or 1) ** -0.5, letters["d"])
+
+
+def one_branch(op: Op) -> None:
+    """The second branch is forgotten."""
+    op.tie_same(op.ins[1] or (), op.y)
+    op.speak_of(*(op.ins[2] or ()))
+
+
+def no_carry(op: Op) -> None:
+    """What an iteration leaves is not what the next one finds."""
+    _, before, after, *steps = op.ins
+    op.tie_same(after or (), op.y)
+    op.speak_of(*(before or ()))
+    for step, whole in zip(steps, op.outs[1:], strict=True):
+        iterations, *rest = whole or ()
+        op.freeze(iterations, "it is the order of iterations")
+        op.tie_same(step or (), tuple(rest))

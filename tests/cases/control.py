@@ -84,6 +84,17 @@ def loop_state(net: Net) -> None:
         net.sink(name, shape=shape)
 
 
+@case("loop", "a recurrent layer from a constant", "1 .+ .+ -> .+")
+def loop_layer(net: Net) -> None:
+    x, body = net.op("MatMul", net.input(B, 6), net.weight(6, C, fan=6)), Body(net)
+    body.given(INT64, [])
+    go, state = body.op("Identity", body.given(BOOL, [])), body.given()
+    gates = body.op("Add", body.op("MatMul", state, body.weight(H, H, fan=H)), _layer(body, x, C, H, "Sin"))
+    first = net.op("Expand", net.weight(1, H), net.const([B, H]))
+    graph = body.graph(go, body.op("Tanh", gates), condition=True)
+    net.sink(net.op("Loop", *_times(net, 3), first, body=graph, name="tested"), shape=(B, H))
+
+
 @case("loop", "two states that change places, until the data say so", "1 .+ .+ .+ .+ -> .+ .+")
 def loop_swap(net: Net) -> None:
     x, body = net.op("MatMul", net.input(B, 6), net.weight(6, C, fan=6)), Body(net)
