@@ -137,10 +137,15 @@ class Body(Net):
         """A name that the graph outside does not have."""
         return super().name(self.stem + stem)
 
-    def graph(self, *outputs: str, condition: bool = False) -> onnx.GraphProto:
-        """The body; ``outputs`` in the order that its node asks for, the first BOOL where it is a ``condition``."""
+    def graph(
+        self, *outputs: str, condition: bool = False, shape: Sequence[int | None] | None = None
+    ) -> onnx.GraphProto:
+        """The body; ``outputs`` in the order that its node asks for, the first BOOL where it is a ``condition``.
+
+        A Scan that is given values of unknown rank needs to be told the ``shape`` of what its body gives.
+        """
         kinds = [BOOL if condition and i == 0 else FLOAT for i in range(len(outputs))]
-        ends = [helper.make_tensor_value_info(*end, None) for end in zip(outputs, kinds, strict=True)]
+        ends = [helper.make_tensor_value_info(*end, shape) for end in zip(outputs, kinds, strict=True)]
         return helper.make_graph(self.nodes, "body", self.inputs, ends, self.weights)
 
     def given(self, dtype: int = FLOAT, shape: Sequence[int | str | None] | None = None) -> str:

@@ -78,7 +78,7 @@ def recur(g: Maker, x: Value) -> None:
         "MatMul", g.op("ReduceMean", x.name, g.net.const([1]), keepdims=0), g.matrix(x.width, size, fan=x.width)
     )
     attrs = {"scan_input_axes": [1], "scan_output_axes": [1], "scan_input_directions": [g.pick(0, 1)]}
-    graph = body.graph(after, body.op("Sigmoid", after))
+    graph = body.graph(after, body.op("Sigmoid", after), shape=[None, size])
     last, every = g.ops("Scan", first, x.name, outs=2, body=graph, num_scan_inputs=1, **attrs)
     g.put(every, *x.shape[:-1], size)
     g.put(last, x.shape[0], size)

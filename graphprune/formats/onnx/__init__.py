@@ -6,6 +6,7 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 
 from __future__ import annotations
 
+from graphprune.formats.onnx.functions import remarks
 from graphprune.formats.onnx.gradients import gradients, pull, signals, walk
 from graphprune.formats.onnx.last import last
 from graphprune.formats.onnx.model import OnnxModel, native
@@ -37,6 +38,7 @@ __all__ = [
     "pull",
     "read",
     "reestimate_batch_norm",
+    "remarks",
     "replaced",
     "run",
     "same",

@@ -48,13 +48,18 @@ class Edit:
 
 @dataclass
 class OnnxModel:
-    """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs."""
+    """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs.
+
+    ``written`` is the model with its calls of local functions, where ``proto`` has the nodes that they stand for; its
+    initialisers are those of ``proto``.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None = None
     path: Path | None = None
     edits: dict[str, Edit] = field(default_factory=dict)
     given: Trial | None = None
+    written: onnx.ModelProto | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -100,18 +105,20 @@ class OnnxModel:
 
     def copy(self) -> OnnxModel:
         """The same model, whose protobuf and edits can be changed; larger weights are shared."""
-        proto = onnx.ModelProto()
+        proto, written = onnx.ModelProto(), onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        return replace(self, proto=proto, path=None, edits=dict(self.edits))
+        written.CopyFrom(self.written or written)
+        return replace(self, proto=proto, path=None, edits=dict(self.edits), written=self.written and written)
 
     def put(self, values: Mapping[str, Array]) -> None:
         """Let ``values`` take the place of the weights of those names, each of the same shape and type."""
         for tensor in self.proto.graph.initializer:
             if tensor.name in values:
                 self._hold(tensor, values[tensor.name])
-        for scope in scopes(self.proto):
-            for written, stored in held_tensors(scope.graph, initialisers=scope.number > 0):
-                name = scope.name(written)
+        inside = [scope for proto in (self.proto, self.written) if proto is not None for scope in scopes(proto)]
+        for scope in inside:
+            for own, stored in held_tensors(scope.graph, initialisers=scope.number > 0):
+                name = scope.name(own)
                 if name in values:
                     stored.CopyFrom(tensors.from_array(values[name], stored))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -20,8 +20,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, size_after, take, touched
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.bodies import Scope, places, scopes
-from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights
+from graphprune.formats.onnx.bodies import Place, Scope, places, scopes
+from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights, held_tensors
 from graphprune.graph import Array, Node
 from graphprune.rules.registry import Slot
 from graphprune.signature import Layout
@@ -171,22 +171,37 @@ class _Surgeon:
 
     def finish(self) -> OnnxModel:
         """The edited copy."""
-        proto = copy_without_weights(self.source.proto)
         self._settle_constants()
         orphans = self._orphans()
+        due = {*self.rewired, *self.attrs, *self.overwrites, *self.restores}
+        proto, stand = self._target(due)
         for tensor in self.source.proto.graph.initializer:
             if tensor.name not in orphans:
                 proto.graph.initializer.append(self._initialiser(tensor))
-        due: dict[int, dict[int, int]] = defaultdict(dict)
-        everywhere = places(proto, self.analysis.graph.weights)
-        for index in sorted({*self.rewired, *self.attrs, *self.overwrites, *self.restores}):
-            due[everywhere[index].scope.number][everywhere[index].at] = index
+        here: dict[int, dict[int, int]] = defaultdict(dict)
+        for index in sorted(due):
+            here[stand[index].scope.number][stand[index].at] = index
         for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
-            self._write(proto, scope, due[scope.number], orphans)
+            self._write(proto, scope, here[scope.number], orphans)
         left = {tensor.name for tensor in proto.graph.initializer}
         edits = {name: edit for name, edit in (self.source.edits | self.edits).items() if name in left}
         made = OnnxModel(proto, self.source.folder, None, edits)
         return made if self.source.external else made.settled()
+
+    def _target(self, due: set[int]) -> tuple[onnx.ModelProto, Mapping[int, Place]]:
+        """What is written to, and where each of ``due`` stands in it: the model with its calls where that will do."""
+        weights, written = self.analysis.graph.weights, self.source.written
+        if written is not None:
+            nodes = self.analysis.graph.nodes
+            by_name = {place.scope.name(place.node.output[0]): place for place in places(written, weights)}
+            held = {scope.name(name) for scope in scopes(written) for name, _ in held_tensors(scope.graph)}
+            names = {index: nodes[index].outputs[0] for index in due}
+            if held >= set(self.constants) and by_name.keys() >= set(names.values()):
+                proto = copy_without_weights(written)
+                by_name = {place.scope.name(place.node.output[0]): place for place in places(proto, weights)}
+                return proto, {index: by_name[name] for index, name in names.items()}
+        proto = copy_without_weights(self.source.proto)
+        return proto, dict(enumerate(places(proto, weights)))
 
     def _write(self, proto: onnx.ModelProto, scope: Scope, due: dict[int, int], orphans: set[str]) -> None:
         """The nodes, constants and shapes of one graph; ``due``: nodes to operate on, by where they stand."""
