@@ -21,6 +21,8 @@ KINDS = ("cache", "state", "head-size", "kv-group", "head", "hidden", "channel",
 """Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
 DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
 OPTIONAL_KINDS = ("hidden", "head-size")
+DEFAULTS = "defaults"
+"""Weights that are inputs of the model, too, of which the file holds the default: cut only on request, likewise."""
 CACHE = "cache"
 """Heads or states that the model gives out and takes in again: cut only on request, as inputs and outputs shrink."""
 _CACHED = ("state", "kv-group", "head")
@@ -347,4 +349,4 @@ def _path(use: Use) -> str:
     return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
-__all__ = ["CACHE", "DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]
+__all__ = ["CACHE", "DEFAULTS", "DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]

@@ -79,6 +79,7 @@ class Graph:
     numbers that a format gives as inputs though they are arguments (nan where unknown). ``merged`` says that whoever
     wrote the model may have made one of several equal constants, so that sharing a vector couples nothing: a cut may
     give each reader one of its own. ``resizable`` says that the format can write inputs and outputs of other sizes.
+    ``defaults`` are weights that whoever runs the model may give others for.
     """
 
     nodes: tuple[Node, ...]
@@ -91,6 +92,7 @@ class Graph:
     known: Mapping[str, Array] = field(default_factory=dict)
     merged: bool = True
     resizable: bool = False
+    defaults: frozenset[str] = frozenset()
 
     @cached_property
     def producers(self) -> dict[str, Node]:

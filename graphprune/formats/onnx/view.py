@@ -19,6 +19,8 @@ from graphprune.formats.onnx.probe import probe
 from graphprune.formats.onnx.shapes import skeleton, static_shapes
 from graphprune.graph import Array, Graph, Node, Shape, Value, Weight
 
+_DEFAULTS = 4
+"""The version of the format since which a weight that is listed as an input is only its default; before, all were."""
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
 
 
@@ -46,7 +48,11 @@ def _graph(
     outside = [info.name for info in proto.graph.input if info.name not in weights]
     outside += [sparse.values.name for sparse in proto.graph.sparse_initializer]
     ends = tuple(o.name for o in proto.graph.output)
-    return Graph(tuple(made), values, weights, tuple(outside), ends, example, opset(proto), resizable=True)
+    listed = {info.name for info in proto.graph.input if proto.ir_version >= _DEFAULTS}
+    defaults = frozenset(listed & weights.keys())
+    return Graph(
+        tuple(made), values, weights, tuple(outside), ends, example, opset(proto), resizable=True, defaults=defaults
+    )
 
 
 def _node(index: int, place: Place, functions: set[tuple[str, str]]) -> Node:
