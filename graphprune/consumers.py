@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.analysis import Analysis
+from graphprune.analysis import FLOATS, Analysis
 from graphprune.dims import Dim, atoms, product, resolve
 from graphprune.graph import Array, Graph, Node
 from graphprune.rules.registry import Mask
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 WIDEST = 2304
 """Features up to which a convolution's channels are told apart by where in its window they are."""
 _GEOMETRY = ("strides", "pads", "dilations", "auto_pad")

@@ -72,9 +72,10 @@ class CostModel:
             layouts.setdefault(name, []).append(layout)
         params, stored = [], []
         for name, readers in layouts.items():
-            dtype = analysis.graph.weights[name].dtype
-            if dtype not in _COUNTS:
-                params.append(_weight(1, readers))
+            dtype, meaning = analysis.graph.weights[name].dtype, analysis.facts.meanings.get(name)
+            if meaning is not None or dtype not in _COUNTS:
+                one = meaning is not None and len(readers) == 1
+                params.append(_weight(1, [meaning.layout] if meaning is not None and one else readers))
                 stored.append(_weight(_item_bytes(dtype), readers))
         macs: list[_Term | _Copies] = [_Term(item.fixed, item.dims) for item in analysis.facts.contractions]
         self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))

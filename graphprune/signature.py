@@ -139,7 +139,8 @@ def bind(
 ) -> Binding | str:
     """Bind the letters of ``signature`` to the axes of the operands; a str says why that is not possible.
 
-    ``sizes`` gives letters that no operand shows alone (``g``: the group count). Absent operands are None.
+    ``sizes`` gives letters that no operand shows alone (``g``: the group count). Absent operands are None; an input of
+    one element that is no more than a vector serves all positions, whatever letters it has.
     """
     bound = Binding({letter: Dim(size) for letter, size in sizes.items()}, [], {}, [], [], {})
     pending: list[tuple[Axis, Dim]] = []
@@ -152,9 +153,9 @@ def bind(
         if any(layout is not None for layout in given[len(spoken) :]):
             return f"it has more {side} than its rule {signature.text!r}"
     for number, operand, layout in operands:
-        spans = None if layout is None else split_axes(operand, len(layout))
-        if layout is None:
+        if layout is None or (number < first_output and len(layout) < 2 and all(dim.size == 1 for dim in layout)):
             continue
+        spans = split_axes(operand, len(layout))
         if spans is None:
             return f"an operand of rank {len(layout)} does not fit its rule {signature.text!r}"
         for axis, start, stop in spans:

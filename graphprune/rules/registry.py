@@ -8,6 +8,7 @@ order does not matter. Axes that a function does not mention are frozen.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.dims import Dim, Reason, freeze, tie
-from graphprune.graph import Graph, Node
+from graphprune.graph import Array, Graph, Node, Weight
+from graphprune.integers import dequantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
 
 CHANNEL, MLP, HEAD, HEAD_SIZE, HIDDEN, STATE = "channel", "mlp", "head", "head-size", "hidden", "state"
@@ -61,7 +63,8 @@ class Contraction:
 class Mask:
     """Axis ``axis`` of input ``input`` is summed over: zeroing positions there equals removing them.
 
-    ``against`` is the input and axis that it is multiplied with, where the rule says so.
+    ``against`` is the input and axis that it is multiplied with, where the rule says so; ``zero`` the input that says
+    which integer stands for zero, where another than 0 does.
     """
 
     node: Node
@@ -69,6 +72,7 @@ class Mask:
     axis: int
     dim: Dim
     against: tuple[int, int] | None = None
+    zero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,14 @@ class Count:
 
     node: Node
     input: int
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The numbers that a weight of integers stands for, as a ``weight`` of its own, and the ``layout`` of these."""
+
+    weight: Weight
     layout: Layout
 
 
@@ -97,6 +109,8 @@ class Facts:
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
+    meanings: dict[str, Meaning] = field(default_factory=dict)
+    scales: set[str] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
 
 
@@ -113,6 +127,7 @@ class Op:
         self.label = node.label
         self._known = known
         self._spoken: set[int] = set()
+        self._zeros: dict[int, int] = {}
 
     # What the node says.
 
@@ -224,7 +239,32 @@ class Op:
         """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
-            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against))
+            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against, self._zeros.get(i)))
+
+    def means(self, i: int, scales: Sequence[int], zero: int = -1, axis: int = 0) -> None:
+        """Input ``i`` holds integers: less those of ``zero``, times those of ``scales``; vectors lie along ``axis``."""
+        if self._name(zero):
+            self._zeros[i] = zero
+
+        def read(stored: Array, *others: Array) -> Array:
+            found = [*others, None]
+            return dequantise(stored, list(others[: len(scales)]), found[len(scales)], axis)
+
+        self.stands_for(i, [*scales, zero], self.ins[i] or (), read)
+
+    def stands_for(self, i: int, scales: Sequence[int], layout: Layout, read: Callable[..., Array]) -> None:
+        """The numbers that input ``i`` stands for are what ``read`` makes of it and of the inputs ``scales``."""
+        names = [name for name in map(self._name, (i, *scales)) if name]
+        stored = [self.facts.graph.weights.get(name) for name in names]
+        self.facts.scales.update(names[1:])
+        if i < len(self.node.inputs) and all(stored):
+            every = [weight for weight in stored if weight]
+            shape = tuple(dim.extent for dim in layout)
+            weight = Weight(names[0], shape, "float32", lambda: read(*(weight.load() for weight in every)))
+            self.facts.meanings.setdefault(names[0], Meaning(weight, layout))
+
+    def _name(self, i: int) -> str:
+        return self.node.inputs[i] if 0 <= i < len(self.node.inputs) else ""
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""
@@ -247,7 +287,8 @@ class Op:
         """State an axis text. ``sizes``: letter -> attribute name (a slot) or number.
 
         Options: ``macs`` (letters whose sizes multiply), ``inexact`` (letters that may go at a change of function),
-        ``masked`` ("no": zeros cannot be written on this op's inputs). Returns the Dim of each letter.
+        ``masked`` ("no": zeros cannot be written on this op's inputs), ``means`` (what integers stand for, such as
+        "(3-5)*4": input 3 less input 5, times input 4). Returns the Dim of each letter.
         """
         signature = parse(text)
         numbers = {
@@ -265,6 +306,9 @@ class Op:
                 self.slot(sizes[letter], 0, bound.letters[letter])
         for letter in options.get("inexact", "").split():
             self.inexact(bound.letters[letter], f"{self.node.kind} is computed over it")
+        for i, zero, scales in _MEANS.findall(options.get("means", "")):
+            factors, point = [int(scale) for scale in scales.split("*")[1:]], int(zero or -1)
+            self.means(int(i), factors, point, _along(bound, int(i), [*factors, point]))
         for cost in filter(None, options.get("macs", "").split(",")):
             self._cost(cost.split(), bound, signature)
         if options.get("masked") != "no":
@@ -307,6 +351,17 @@ class Op:
             if places and places[0] not in done:
                 done.add(places[0])
                 self.mask(*places[0], places[1] if len(places) == 2 else None)
+
+
+_MEANS = re.compile(r"(\d+)(?:-(\d+)\))?((?:\*\d+)*)")
+
+
+def _along(bound: Binding, i: int, scales: Sequence[int]) -> int:
+    """The axis of operand ``i`` that has the letters of its scales."""
+    axes = {
+        axis for places in bound.where.values() if {n for n, _ in places} & {*scales} for n, axis in places if n == i
+    }
+    return min(axes, default=0)
 
 
 Known = Callable[[str], npt.NDArray[np.float64] | None]
