@@ -144,6 +144,7 @@ def bind(
     """
     bound = Binding({letter: Dim(size) for letter, size in sizes.items()}, [], {}, [], [], {})
     pending: list[tuple[Axis, Dim]] = []
+    spare: list[tuple[Axis, Dim]] = []
     first_output = len(signature.inputs)
     operands = [
         *zip(range(first_output), signature.inputs, ins, strict=False),
@@ -153,9 +154,10 @@ def bind(
         if any(layout is not None for layout in given[len(spoken) :]):
             return f"it has more {side} than its rule {signature.text!r}"
     for number, operand, layout in operands:
-        if layout is None or (number < first_output and len(layout) < 2 and all(dim.size == 1 for dim in layout)):
+        spans = None if layout is None else split_axes(operand, len(layout))
+        single = number < first_output and layout is not None and len(layout) < 2 and all(d.size == 1 for d in layout)
+        if layout is None or (single and (spans is None or not layout)):
             continue
-        spans = split_axes(operand, len(layout))
         if spans is None:
             return f"an operand of rank {len(layout)} does not fit its rule {signature.text!r}"
         for axis, start, stop in spans:
@@ -168,18 +170,26 @@ def bind(
             elif axis.kind == "hole":
                 bound.frozen += dims
             else:
-                pending.append((axis, dims[0]))
+                (spare if single else pending).append((axis, dims[0]))
                 for letter in axis.letters():
                     bound.where.setdefault(letter, []).append((number, start))
-    _solve(bound, pending)
+    _solve(bound, pending, spare)
     return bound
 
 
-def _solve(bound: Binding, pending: list[tuple[Axis, Dim]]) -> None:
-    """Bind letters from the axes that leave at most one unknown; what stays open freezes."""
-    while pending:
+def _solve(bound: Binding, pending: list[tuple[Axis, Dim]], spare: list[tuple[Axis, Dim]]) -> None:
+    """Bind letters from the axes that leave at most one unknown; what stays open freezes.
+
+    Axes of inputs with one element are only looked at for letters that no other axis tells.
+    """
+    while pending or spare:
         rest = [item for item in pending if not _bind_axis(bound, *item)]
-        if len(rest) == len(pending):
+        if len(rest) == len(pending) and spare:
+            rest += [
+                (axis, dim) for axis, dim in spare if any(n.rstrip("'") not in bound.letters for n in axis.letters())
+            ]
+            spare = []
+        elif len(rest) == len(pending):
             for axis, dim in rest:
                 bound.frozen.append(dim)
                 bound.frozen += [bound.letters[n.rstrip("'")] for n in axis.letters() if n.rstrip("'") in bound.letters]

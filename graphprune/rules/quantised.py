@@ -106,7 +106,6 @@ def _product(name: str, text: str, means: str, second: int = 1) -> None:
 
 _product("q_linear_mat_mul", "... m k, , , ... k n, n, n, , -> ... m n", "(0-2)*1 (3-5)*4", 3)
 _product("mat_mul_integer", "... m k, ... k n, , n -> ... m n", "(0-2) (1-3)")
-_product("com.microsoft.mat_mul_integer16", "... m k, ... k n -> ... m n", "0 1")
 _product("com.microsoft.mat_mul_integer_to_float", "... m k, ... k n, , n, , n, n -> ... m n", "(0-4)*2 (1-5)*3")
 
 

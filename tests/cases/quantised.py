@@ -73,18 +73,26 @@ for _opset in (10, 13, 19, 23):
     add("dequantize_linear", f"opset {_opset}", "++ 1 1 -> ++", _weights, opset=_opset)
 
 
-def _quantize(title: str, free: str, *scales: int, **attrs: Any) -> None:
+def _quantize(
+    title: str, free: str, *scales: int, kind: str = "QuantizeLinear", domain: str = "", **attrs: Any
+) -> None:
+    attrs |= {"domain": domain} if domain else {}
+
     def build(net: Net) -> None:
         scale, zero = _scale(net, *scales), _bytes(net, *scales, dtype=np.uint8)
-        q = net.op("QuantizeLinear", net.free(3, 4, 5), scale, zero, name="tested", **attrs)
-        net.sink(net.op("DequantizeLinear", q, scale, zero, **attrs))
+        names = ("tested", "") if kind == "QuantizeLinear" else ("", "tested")
+        q = net.op("QuantizeLinear", net.free(3, 4, 5), scale, zero, name=names[0], **attrs)
+        net.infos.append(helper.make_tensor_value_info(q, TensorProto.UINT8, (3, 4, 5)))
+        net.sink(net.op("DequantizeLinear", q, scale, zero, name=names[1], **attrs), shape=(3, 4, 5))
 
-    add("quantize_linear", title, free, build)
+    add(rule_name(kind, domain), title, free, build)
 
 
 _quantize("one scale", "+++ 1 1 -> +++")
 _quantize("a scale a channel", "+++ + + -> +++", 4, axis=1)
 _quantize("default axis", "+++ + + -> +++", 4)
+_quantize("", "+++ + + -> +++", 4, domain=DOMAIN, axis=1)
+_quantize("activation", "+++ + + -> +++", 4, kind="DequantizeLinear", domain=DOMAIN, axis=1)
 
 
 @case("dynamic_quantize_linear", "", "+++ -> +++ 1 1")
@@ -97,7 +105,7 @@ def dynamic_quantize(net: Net) -> None:
 # Layers that compute with integers.
 
 
-def _one(net: Net, scale: float = 0.03, zero: int | None = 3, dtype: Any = np.int8) -> list[str]:
+def _one(net: Net, scale: float = 0.03, zero: int = 3, dtype: Any = np.int8) -> list[str]:
     return [net.const(scale, np.float32), net.const(zero, dtype)]
 
 
@@ -228,7 +236,7 @@ _elements("QLinearGlobalAveragePool", "++.. 1 1 1 1 -> ++..", (2, 4, 3, 3))
 
 @case("com.microsoft.q_linear_where", "", "+++ +++ 1 1 .+ 1 1 1 1 -> +++")
 def where(net: Net) -> None:
-    ends, chosen = _one(net, 0.05), net.op("Greater", net.free(2, 3, 4), net.const(0, np.float32))
+    ends, chosen = _one(net, 0.05), net.op("Greater", net.free(2, 3, 4), net.weight(4))
     operands = [*_activation(net, 2, 3, 4), *_activation(net, 1, 4)]
     _result(net, net.op("QLinearWhere", chosen, *operands, *ends, domain=DOMAIN, name="tested"), ends, (2, 3, 4))
 
