@@ -301,6 +301,8 @@ class Op:
             self.freeze_all(bound)
             return {}
         self._state(signature, bound)
+        empty = (name for name, axes in zip(self.node.inputs, signature.inputs, strict=False) if not axes)
+        self.facts.scales.update(empty)
         for letter in numbers:
             if sizes and isinstance(sizes[letter], str):
                 self.slot(sizes[letter], 0, bound.letters[letter])
