@@ -9,6 +9,7 @@
 Errors are relative to the largest output. The limit is 1e-4 or ten times the model's own rounding noise (its outputs'
 change when every weight moves by one unit in the last place), whichever is larger. Where that noise is large, other
 inputs are tried and those with the least noise are kept; a model that drowns every proof in noise fails, with a hint.
+A quantised model, which jumps from integer to integer, is held to both checks without that rounding if it fails with.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Proof:
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
         self._noise: float | None = None
         self._faded = False
+        self._rounds = True
 
     @property
     def sizes(self) -> str:
@@ -98,7 +100,7 @@ class Proof:
         Where that is much, livelier inputs are looked for: other sizes, other amplitudes; the steadiest are kept.
         """
         if self._noise is None:
-            nudged = self.format.run(self._nudged)
+            nudged = self._run(self._nudged)
             self._noise = self._against(nudged)
             for style in range(1, STYLES):
                 if self._noise * NOISE_FACTOR <= TOLERANCE or self.model.given:
@@ -124,6 +126,23 @@ class Proof:
     @cached_property
     def _nudged(self) -> Any:
         return self.format.nudge(self.model, self.analysis, self.seed)
+
+    def _run(self, model: Any) -> Runner:
+        """``model`` as the checks run it."""
+        return self.format.run(model if self._rounds else self.format.unrounded(model))
+
+    def _stops_rounding(self) -> bool:
+        """Go over to the model without the rounding of activations, if it has any, and is not yet without."""
+        whole = self.format.unrounded(self.model) if self._rounds else None
+        if whole is None:
+            return False
+        try:
+            runner = self.format.run(whole)
+            dense = [runner(inputs) for _, inputs in self.trials]
+        except VerifyError:
+            return False
+        self._rounds, self.runner, self.dense, self._noise = False, runner, dense, None
+        return True
 
     def _look(self, style: int) -> None:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
@@ -154,6 +173,7 @@ class Proof:
         limit = max(TOLERANCE, NOISE_FACTOR * min(noise, NOISE_LIMIT))
         if error > limit and noise > NOISE_LIMIT:
             detail += f"; rounding alone moves the outputs by {noise:.0e}, which proves little: give real inputs"
+        detail += "" if self._rounds else ", without the rounding of quantised activations"
         return Check(name, error <= limit, f"{detail}, run at {self.sizes}", error, limit)
 
     def permutation(self, dims: Sequence[Dim] | None = None) -> Check:
@@ -163,12 +183,13 @@ class Proof:
         if self._constant():
             detail = "the outputs are constant on the inputs tried, which proves nothing: give inputs that move them"
             return Check("permutation", False, detail)
-        permuted = self.format.run(self.format.apply(self.model, self.analysis, chosen))
+        permuted = self._run(self.format.apply(self.model, self.analysis, chosen))
         error, noise = self._against(permuted, chosen=chosen), 0.0
         if error > TOLERANCE:
             noise = self.noise()
             error = self._against(permuted, chosen=chosen)
-        return self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
+        check = self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
+        return check if check.passed or not self._stops_rounding() else self.permutation(dims)
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
         """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""
@@ -184,14 +205,15 @@ class Proof:
         return check
 
     def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
-        cut = self.format.run(self.format.apply(self.model, self.analysis, exact))
-        zeroed = self.format.run(self.format.mask(self.model, self.analysis, exact))
+        cut = self._run(self.format.apply(self.model, self.analysis, exact))
+        zeroed = self._run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE:
-            noise = self._against(self.format.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
+            noise = self._against(self._run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
         self._faded = largest[1] < FADED * largest[0]
-        return self._judge("zero equals cut", detail, error, noise)
+        check = self._judge("zero equals cut", detail, error, noise)
+        return check if check.passed or not self._stops_rounding() else self._zero_equals_cut(exact, detail)
 
     def runs(self, pruned: Any, chosen: Chosen | None = None) -> Check:
         """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""

@@ -81,7 +81,7 @@ def mean_variance_norm(op: Op) -> None:
     _computed_over(op, [op.x[axis] for axis in op.attr("axes", [0, 2, 3])], hidden=False)
 
 
-@rule("softmax", "log_softmax", "hardmax", "lp_normalization", "com.microsoft.q_linear_softmax")
+@rule("softmax", "log_softmax", "hardmax", "lp_normalization")
 def softmax(op: Op) -> None:
     """ "... c -> ... c", inexact over c (opsets below 13: over all axes from `axis` on)"""
     old = op.attr("opset", op.facts.graph.opset) < 13 and op.node.op != "lp_normalization"

@@ -17,9 +17,12 @@ from graphprune.dims import Dim, product
 from graphprune.graph import Array
 from graphprune.integers import dequantise, unpack
 from graphprune.rules.linear import roles
+from graphprune.rules.norm import softmax
 from graphprune.rules.registry import CHANNEL, HIDDEN, MLP, STATE, Op, rule
 from graphprune.rules.shape import concat
 from graphprune.signature import Layout
+
+IN_BLOCKS = "its positions are quantised in blocks"
 
 
 @rule("quantize_linear", "dequantize_linear", "com.microsoft.quantize_linear", "com.microsoft.dequantize_linear")
@@ -43,12 +46,12 @@ def _block(op: Op, dim: Dim, scale: Dim) -> None:
         op.tie(dim, scale)
     elif size and not rest:
         inside = Dim(size)
-        op.freeze(inside, "its positions are quantised in blocks")
+        op.freeze(inside, IN_BLOCKS)
         op.tie(dim, product(scale, inside))
         op.speak_of(scale)
     else:
-        op.freeze(dim, "it is quantised in blocks")
-        op.freeze(scale, "it is quantised in blocks")
+        op.freeze(dim, IN_BLOCKS)
+        op.freeze(scale, IN_BLOCKS)
 
 
 @rule("dynamic_quantize_linear")
@@ -87,8 +90,8 @@ for _name in ("q_linear_conv", "com.microsoft.q_linear_conv"):
         macs="b g o i k y",
     )
 _image("conv_integer", "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y", means="(0-2) (1-3)", macs="b g o i k y")
-_image("com.microsoft.q_linear_average_pool", "b c *, , , , -> b c *")
-_image("com.microsoft.q_linear_global_average_pool", "b c *, , , , -> b c *")
+_image("com.microsoft.q_linear_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
+_image("com.microsoft.q_linear_global_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
 
 
 # Products.
@@ -126,14 +129,28 @@ def q_gemm(op: Op) -> None:
 
 # Elements.
 
-rule("com.microsoft.q_linear_add", "com.microsoft.q_linear_mul", text="..., , , ..., , , , -> ...")
-rule("com.microsoft.q_linear_sigmoid", "com.microsoft.q_linear_leaky_relu", text="..., , , , -> ...")
-rule("com.microsoft.q_linear_where", text="..., ..., , , ..., , , , -> ...")
+rule(
+    "com.microsoft.q_linear_add",
+    "com.microsoft.q_linear_mul",
+    text="..., , , ..., , , , -> ...",
+    means="(0-2)*1 (3-5)*4",
+)
+rule("com.microsoft.q_linear_sigmoid", "com.microsoft.q_linear_leaky_relu", text="..., , , , -> ...", means="(0-2)*1")
+rule("com.microsoft.q_linear_where", text="..., ..., , , ..., , , , -> ...", means="(1-3)*2 (4-6)*5")
+
+
+@rule("com.microsoft.q_linear_softmax")
+def q_linear_softmax(op: Op) -> None:
+    """ "... c -> ... c", inexact over c (of opsets below 13: over all axes from `axis` on)"""
+    op.means(0, [1], 2)
+    softmax(op)
 
 
 @rule("com.microsoft.q_linear_concat")
 def q_linear_concat(op: Op) -> None:
     """the sum of the inputs along `axis`; all other axes are the same"""
+    for i in range(2, len(op.ins), 3):
+        op.means(i, [i + 1], i + 2)
     op.ins = op.ins[2::3]
     concat(op)
 
@@ -222,7 +239,7 @@ def mat_mul_n_bits(op: Op) -> None:
         for text, layout in zip((row.scales, row.points), (*op.ins, None, None)[2:4], strict=True)
     )
     text = f"... {row.values}, n {row.scales} _, {scales}, {points}, , n -> ... n"
-    letters = op.axes(text, sizes={"n": "N"}, macs=f"... n c {row.each}")
+    letters = op.axes(text, sizes={"n": "N"}, macs=f"... n c {row.each}", why=IN_BLOCKS)
     if letters:
         op.role(letters["n"], MLP)
         op.slot("K", 0, op.x[-1])
@@ -238,7 +255,7 @@ def gather_block_quantized(op: Op) -> None:
         op.freeze_all("only rows of a matrix with blocks along its columns are followed")
         return
     row = _row(op, "c", bits, size, 3, packed)
-    if op.axes(f"_ {row.elements}, *, _ {row.scales}, _ {row.points} -> * {row.values}"):
+    if op.axes(f"_ {row.elements}, *, _ {row.scales}, _ {row.points} -> * {row.values}", why=IN_BLOCKS):
         _blocks(op, 0, 2, 3, (op.x[0], op.y[-1]), bits, size, packed)
 
 
@@ -258,7 +275,7 @@ def q_mixture(op: Op) -> None:
     text = f"{rows} {i.values}, ({rows}) e, {first}, {second}, , , , {zeros}, , ({rows}) e -> {rows} {i.values}"
     taken = op.attr("k", 1)
     products = f"{taken * (3 if fused else 2) * i.each * m.each} {rows} i m"
-    letters = op.axes(text, macs=products, inexact="e", masked="no")
+    letters = op.axes(text, macs=products, inexact="e", masked="no", why=IN_BLOCKS)
     if letters:
         op.role(letters["m"], MLP)
         op.least(letters["e"], taken)

@@ -85,6 +85,17 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """Input ``input`` holds integers: less those of input ``zero``, times those of ``scales``, along ``axis``."""
+
+    node: Node
+    input: int
+    scales: tuple[int, ...]
+    zero: int
+    axis: int
+
+
+@dataclass(frozen=True)
 class Meaning:
     """The numbers that a weight of integers stands for, as a ``weight`` of its own, and the ``layout`` of these."""
 
@@ -109,6 +120,7 @@ class Facts:
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
+    integers: list[Integers] = field(default_factory=list)
     meanings: dict[str, Meaning] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
@@ -243,6 +255,7 @@ class Op:
 
     def means(self, i: int, scales: Sequence[int], zero: int = -1, axis: int = 0) -> None:
         """Input ``i`` holds integers: less those of ``zero``, times those of ``scales``; vectors lie along ``axis``."""
+        self.facts.integers.append(Integers(self.node, i, tuple(scales), zero, axis))
         if self._name(zero):
             self._zeros[i] = zero
 
@@ -287,7 +300,7 @@ class Op:
         """State an axis text. ``sizes``: letter -> attribute name (a slot) or number.
 
         Options: ``macs`` (letters whose sizes multiply), ``inexact`` (letters that may go at a change of function),
-        ``masked`` ("no": zeros cannot be written on this op's inputs), ``means`` (what integers stand for, such as
+        ``masked`` ("no": zeros cannot be written on this op's inputs), ``why`` (what freezes the rest), ``means`` (what integers stand for, such as
         "(3-5)*4": input 3 less input 5, times input 4). Returns the Dim of each letter.
         """
         signature = parse(text)
@@ -300,7 +313,7 @@ class Op:
         if isinstance(bound, str):
             self.freeze_all(bound)
             return {}
-        self._state(signature, bound)
+        self._state(signature, bound, options.get("why", f"{self.node.kind} may not lose positions of it"))
         empty = (name for name, axes in zip(self.node.inputs, signature.inputs, strict=False) if not axes)
         self.facts.scales.update(empty)
         for letter in numbers:
@@ -317,7 +330,7 @@ class Op:
             self._masks(signature, bound)
         return bound.letters
 
-    def _state(self, signature: Signature, bound: Binding) -> None:
+    def _state(self, signature: Signature, bound: Binding, why: str) -> None:
         for layout in (*self.ins, *self.outs):
             self._spoken.update(map(id, layout or ()))
         for a, b in bound.ties:
@@ -325,7 +338,7 @@ class Op:
         for dim in bound.frozen:
             self.role(dim, PLACE)
             if not dim.reason:
-                self.freeze(dim, f"{self.node.kind} may not lose positions of it")
+                self.freeze(dim, why)
         reference = next((dims for dims, n in bound.leading if n >= len(signature.inputs)), None)
         for dims, _ in bound.leading:
             self.broadcast(tuple(dims), tuple(reference if reference is not None else bound.leading[0][0]))
