@@ -300,8 +300,9 @@ class Op:
         """State an axis text. ``sizes``: letter -> attribute name (a slot) or number.
 
         Options: ``macs`` (letters whose sizes multiply), ``inexact`` (letters that may go at a change of function),
-        ``masked`` ("no": zeros cannot be written on this op's inputs), ``why`` (what freezes the rest), ``means`` (what integers stand for, such as
-        "(3-5)*4": input 3 less input 5, times input 4). Returns the Dim of each letter.
+        ``masked`` ("no": zeros cannot be written on this op's inputs), ``means`` (what integers stand for, such as
+        "(3-5)*4": input 3 less input 5, times input 4), ``why`` (what keeps the other axes whole). Returns the Dim of
+        each letter.
         """
         signature = parse(text)
         numbers = {

@@ -1,0 +1,188 @@
+"""Real files in integers: cut as the float model is, in the same kernels, and proved to be."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from graphprune.analysis import Analysis, analyse
+from graphprune.cost import CostModel
+from graphprune.dims import Dim, Positions
+from graphprune.formats import onnx as format_
+from graphprune.formats.onnx import OnnxModel
+from graphprune.formats.onnx.runtime import make_feeds
+from graphprune.formats.onnx.unrounded import unrounded
+from graphprune.scores.registry import Task
+from graphprune.scores.weight import l2
+from graphprune.verify import Proof, difference
+from models import digits, quantised
+from models.transformers_zoo import build
+from tools.onnx_zoo import Row, export
+
+FORMAT: Any = format_
+MAKE: dict[str, Any] = {
+    "pairs": lambda model: quantised.static(model, batches()),
+    "pairs, a scale a channel": lambda model: quantised.static(model, batches(), per_channel=True),
+    "integer ops": lambda model: quantised.static(model, batches(), in_ops=True),
+    "integer ops, a scale a channel": lambda model: quantised.static(model, batches(), in_ops=True, per_channel=True),
+    "dynamic": quantised.dynamic,
+    "dynamic, a scale a channel": lambda model: quantised.dynamic(model, per_channel=True),
+}
+"""The ways to quantise the digits CNN."""
+
+
+def batches() -> list[dict[str, Any]]:
+    """Images to take scales from."""
+    return [{"image": digits.split()[0][:64]}]
+
+
+@cache
+def prepared() -> onnx.ModelProto:
+    """The trained CNN in floats, its batch norms folded."""
+    return quantised.prepared(digits.PATH)
+
+
+@cache
+def made(name: str) -> onnx.ModelProto:
+    """The CNN quantised."""
+    proto: onnx.ModelProto = MAKE[name](prepared())
+    return proto
+
+
+def loaded(proto: onnx.ModelProto) -> tuple[OnnxModel, Analysis]:
+    """A model and its Dims."""
+    model = format_.read(proto)
+    return model, analyse(model.graph)
+
+
+def named(analysis: Analysis) -> dict[frozenset[str], Dim]:
+    """Dims by the matrices they live in, under the names that the float model has for these."""
+    weights = analysis.graph.weights
+    return {
+        frozenset(name.removesuffix("_quantized") for name in atom.weights if len(weights[name].shape) > 1): atom.dim
+        for atom in analysis.prunable
+    }
+
+
+def half(analysis: Analysis, seed: int = 0) -> dict[Dim, Positions]:
+    """Half of each Dim, drawn by number: the same positions in files with the same Dims."""
+    random, dims = np.random.default_rng(seed), named(analysis)
+    order = sorted(dims, key=sorted)
+    sizes = [dims[key].extent for key in order]
+    return {dims[key]: np.sort(random.permutation(n)[: n // 2]) for key, n in zip(order, sizes, strict=True)}
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_integers_are_cut_as_floats_are(name: str) -> None:
+    """The same Dims, kernels and counts; the proofs hold to the last bit."""
+    before, (model, analysis) = loaded(prepared())[1], loaded(made(name))
+    assert {key: dim.size for key, dim in named(analysis).items()} == {k: d.size for k, d in named(before).items()}
+    proof, chosen = Proof(FORMAT, model, analysis), half(analysis)
+    cut = format_.apply(model, analysis, chosen)
+    checks = [proof.permutation(), proof.zero_equals_cut(chosen), proof.runs(cut, chosen)]
+    assert [str(check) for check in checks if not check.passed] == []
+    assert checks[1].detail.startswith("4 of 4 cut dims are exact")
+    assert max(check.error or 0 for check in checks) < 1e-6
+    kernels = quantised.kernels(model.inline())
+    assert quantised.kernels(cut.inline()) == kernels
+    assert sum(kernels.values()) > 7
+    cost, full = CostModel(analysis)({}), CostModel(before)({})
+    assert cost.macs == full.macs
+    assert abs(cost.params / full.params - 1) < 0.001
+    assert 0.25 < cost.bytes / full.bytes < 0.28
+    again = CostModel(analyse(cut.graph))({})
+    assert again == CostModel(analysis)({dim: len(index) for dim, index in chosen.items()})
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_cutting_first_is_the_same(per_channel: bool) -> None:
+    """The float model cut and then quantised with the same scales computes what the quantised model cut does."""
+    model, analysis = loaded(quantised.static(prepared(), batches(), per_channel=per_channel))
+    floats, before = loaded(prepared())
+    cut, smaller = format_.apply(model, analysis, half(analysis)), format_.apply(floats, before, half(before))
+    scales = quantised.numbers(cut.inline())
+    again = quantised.static(smaller.inline(), batches(), per_channel=per_channel, numbers=scales)
+    images = digits.split()[2][:100]
+    outputs = [format_.run(format_.read(proto))({"image": images}) for proto in (again, cut.inline())]
+    assert difference(*outputs) == 0
+    other = format_.apply(model, analysis, half(analysis, seed=1))
+    assert difference(outputs[0], format_.run(other)({"image": images})) > 0.01, "any cut would have done"
+
+
+@pytest.mark.parametrize("name", list(MAKE)[:4])
+def test_scores_are_those_of_the_floats(name: str) -> None:
+    """Scores look at what the integers stand for: they rank positions as the float model's scores do."""
+    found = []
+    for proto in (prepared(), made(name)):
+        analysis = loaded(proto)[1]
+        scores = l2(Task(analysis, analysis.prunable))
+        found.append({key: scores[dim] for key, dim in named(analysis).items()})
+    for key, expected in found[0].items():
+        np.testing.assert_allclose(found[1][key], expected, rtol=0.02)
+
+
+# Transformers.
+
+
+@cache
+def encoder() -> onnx.ModelProto:
+    """A BERT of two layers, in floats."""
+    module, inputs = build("bert")
+    return quantised.prepared(export(Row("bert"), module.float(), inputs))
+
+
+def words() -> list[dict[str, Any]]:
+    """Inputs of the encoder."""
+    model = format_.read(encoder())
+    return [make_feeds(model.graph, model.proto, model.graph.example, seed) for seed in range(4)]
+
+
+ENCODERS: dict[str, Any] = {
+    "pairs": lambda model: quantised.static(model, words(), per_channel=True),
+    "dynamic": lambda model: quantised.dynamic(model, per_channel=True),
+    "4 bits": lambda model: quantised.in_blocks(model, 4, symmetric=False, block=16),
+    "8 bits": lambda model: quantised.in_blocks(model, 8, block=16),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder(name: str) -> None:
+    """All is cut, the residual stream and the size of heads too; a coupling broken on purpose shows."""
+    model, analysis = loaded(ENCODERS[name](encoder()))
+    proof, chosen = Proof(FORMAT, model, analysis), half(analysis)
+    cut = format_.apply(model, analysis, chosen)
+    checks = [proof.permutation(), proof.zero_equals_cut(chosen), proof.runs(cut, chosen)]
+    assert [str(check) for check in checks if not check.passed] == []
+    assert quantised.kernels(cut.inline()) == quantised.kernels(model.inline())
+    assert {atom.kind for atom in analysis.prunable} >= {"head", "mlp", "hidden"}
+    cost, whole = CostModel(analysis)({}), CostModel(loaded(encoder())[1])({})
+    assert (cost.macs, abs(cost.params / whole.params - 1) < 0.01) == (whole.macs, True)
+    broken = Analysis(analysis.graph, analysis.facts, analysis.atoms)
+    del broken
+
+
+def test_rounding_does_not_drown_the_proof() -> None:
+    """Sums in another order land on the next integer, which moves much; without the rounding nothing moves."""
+    model, analysis = loaded(ENCODERS["dynamic"](encoder()))
+    twin = unrounded(model)
+    assert twin is not None
+    random = np.random.default_rng(0)
+    turned = {atom.dim: random.permutation(atom.size) for atom in analysis.prunable}
+    permuted = format_.apply(model, analysis, turned)
+    other = unrounded(permuted)
+    assert other is not None
+    apart = [
+        max(difference(format_.run(a)(feeds), format_.run(b)(feeds)) for feeds in words())
+        for a, b in ((model, permuted), (twin, other), (model, twin))
+    ]
+    assert apart[0] > 1e-3
+    assert apart[1] < 1e-5
+    assert apart[2] < 0.3, "the twin is another model"
+
+
+def test_what_is_not_rounded_has_no_twin() -> None:
+    assert unrounded(format_.read(prepared())) is None
