@@ -9,7 +9,7 @@
 Errors are relative to the largest output. The limit is 1e-4 or ten times the model's own rounding noise (its outputs'
 change when every weight moves by one unit in the last place), whichever is larger. Where that noise is large, other
 inputs are tried and those with the least noise are kept; a model that drowns every proof in noise fails, with a hint.
-A quantised model, which jumps from integer to integer, is held to both checks without that rounding if it fails with.
+A quantised model jumps from integer to integer: where that shows, both checks are made without that rounding.
 """
 
 from __future__ import annotations
@@ -185,11 +185,12 @@ class Proof:
             return Check("permutation", False, detail)
         permuted = self._run(self.format.apply(self.model, self.analysis, chosen))
         error, noise = self._against(permuted, chosen=chosen), 0.0
+        if error > TOLERANCE and self._stops_rounding():
+            return self.permutation(dims)
         if error > TOLERANCE:
             noise = self.noise()
             error = self._against(permuted, chosen=chosen)
-        check = self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
-        return check if check.passed or not self._stops_rounding() else self.permutation(dims)
+        return self._judge("permutation", f"{len(chosen)} dims permuted", error, noise)
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
         """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""
@@ -208,12 +209,13 @@ class Proof:
         cut = self._run(self.format.apply(self.model, self.analysis, exact))
         zeroed = self._run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
+        if error > TOLERANCE and self._stops_rounding():
+            return self._zero_equals_cut(exact, detail)
         if error > TOLERANCE:
             noise = self._against(self._run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
         self._faded = largest[1] < FADED * largest[0]
-        check = self._judge("zero equals cut", detail, error, noise)
-        return check if check.passed or not self._stops_rounding() else self._zero_equals_cut(exact, detail)
+        return self._judge("zero equals cut", detail, error, noise)
 
     def runs(self, pruned: Any, chosen: Chosen | None = None) -> Check:
         """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""

@@ -22,7 +22,9 @@ def prepared(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
     with _folder() as folder:
         quant_pre_process(_file(source, folder), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
-        return onnx.load(folder / "prepared.onnx")
+        made = onnx.load(folder / "prepared.onnx")
+        del made.graph.value_info[:]  # those of what was fused are stale
+        return made
 
 
 def static(

@@ -36,7 +36,8 @@ def quantize(op: Op) -> None:
                 _block(op, dim, scale)
         elif layout and layout[0].size != 1:
             op.tie(layout[0], op.x[axis])
-    op.means(0, [1], 2, axis)
+    if op.node.op.endswith("dequantize_linear"):
+        op.means(0, [1], 2, axis)
 
 
 def _block(op: Op, dim: Dim, scale: Dim) -> None:
@@ -89,9 +90,37 @@ for _name in ("q_linear_conv", "com.microsoft.q_linear_conv"):
         means="(0-2)*1 (3-5)*4 8*1*4",
         macs="b g o i k y",
     )
-_image("conv_integer", "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y", means="(0-2) (1-3)", macs="b g o i k y")
 _image("com.microsoft.q_linear_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
 _image("com.microsoft.q_linear_global_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
+
+
+@rule("conv_integer")
+def conv_integer(op: Op) -> None:
+    """ "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y" """
+    _scaled_behind(op, 0)
+    text, macs = "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y", "b g o i k y"
+    letters = op.axes(text, sizes={"g": "group"}, means="(0-2) (1-3)", macs=macs)
+    for letter in set("go") & set(letters):
+        op.role(letters[letter], CHANNEL)
+
+
+def _scaled_behind(op: Op, axis: int) -> None:
+    """The weights have the scale that the result is multiplied with, where it is cast: alone, or times another."""
+    graph, value = op.facts.graph, op.node.outputs[0]
+    for wanted in ("cast", "mul"):
+        readers = graph.consumers.get(value, ())
+        node = readers[0][0] if len(readers) == 1 and readers[0][0].op == wanted else None
+        if node is None:
+            return
+        others, value = {*node.inputs} - {value}, node.outputs[0]
+    made = [node.inputs for node in graph.nodes if node.op == "mul" and others & {*node.outputs}]
+    known = [name for names in (*made, others) for name in names if name in graph.weights]
+    if len(known) == 1:
+
+        def read(stored: Array, scale: Array, zero: Array | None = None) -> Array:
+            return dequantise(stored, [scale], zero, axis)
+
+        op.stands_for(1, [known[0], 3], op.ins[1] or (), read)
 
 
 # Products.
@@ -101,6 +130,8 @@ def _product(name: str, text: str, means: str, second: int = 1) -> None:
     """A product of matrices, those of input ``second`` being the weights if there are any."""
 
     def apply(op: Op) -> None:
+        if name == "mat_mul_integer":
+            _scaled_behind(op, -1)
         roles(op, op.axes(text, means=means, macs="... m k n"), second)
 
     apply.__doc__ = text

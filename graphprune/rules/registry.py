@@ -265,8 +265,8 @@ class Op:
 
         self.stands_for(i, [*scales, zero], self.ins[i] or (), read)
 
-    def stands_for(self, i: int, scales: Sequence[int], layout: Layout, read: Callable[..., Array]) -> None:
-        """The numbers that input ``i`` stands for are what ``read`` makes of it and of the inputs ``scales``."""
+    def stands_for(self, i: int, scales: Sequence[int | str], layout: Layout, read: Callable[..., Array]) -> None:
+        """Input ``i`` stands for what ``read`` makes of it and of ``scales``: inputs by number, or weights by name."""
         names = [name for name in map(self._name, (i, *scales)) if name]
         stored = [self.facts.graph.weights.get(name) for name in names]
         self.facts.scales.update(names[1:])
@@ -276,8 +276,8 @@ class Op:
             weight = Weight(names[0], shape, "float32", lambda: read(*(weight.load() for weight in every)))
             self.facts.meanings.setdefault(names[0], Meaning(weight, layout))
 
-    def _name(self, i: int) -> str:
-        return self.node.inputs[i] if 0 <= i < len(self.node.inputs) else ""
+    def _name(self, i: int | str) -> str:
+        return i if isinstance(i, str) else self.node.inputs[i] if 0 <= i < len(self.node.inputs) else ""
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""

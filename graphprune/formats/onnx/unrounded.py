@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from graphprune.analysis import analyse
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.graph import Graph, Node
+from graphprune.graph import Array, Graph, Node
 from graphprune.rules.registry import Integers
 
 
@@ -157,6 +157,7 @@ class _Writer:
             axis = int(attrs.get("axis", 1)) if twin.kind == "Identity" else 0
             found = self._scaled("Div", found, proto, twin.result, axis, proto.output[0])
             found = self._scaled("Add", found, proto, twin.result + 1, axis, proto.output[0])
+            found = self._clipped(found, proto, twin.result + 1)
         if twin.result is not None or twin.kind in ("Conv", "MatMul"):
             self.free.add(proto.output[0])
         self.op("Identity", found, made=proto.output[0])
@@ -175,13 +176,23 @@ class _Writer:
         """``value`` and input ``i``; a vector lies along ``axis`` of what has the shape of ``like``."""
         if not 0 <= i < len(proto.input) or not proto.input[i]:
             return value
-        factor = self.op("Cast", proto.input[i], to=TensorProto.FLOAT)
         shape, rank = self.graph.shape(proto.input[i]) or (), len(self.graph.shape(like) or ())
-        if shape == (1,):
-            factor = self.op("Reshape", factor, self._sizes([]))
-        elif len(shape) == 1 and rank > 1:
-            factor = self.op("Reshape", factor, self._sizes([-1 if i == axis % rank else 1 for i in range(rank)]))
+        alone = [] if shape in ((), (1,)) else [-1 if i == axis % rank else 1 for i in range(rank)]
+        weight = self.graph.weights.get(proto.input[i])
+        if weight is not None:
+            data = weight.load().astype(np.float32)
+            factor = self._constant(data.reshape(alone if data.ndim < 2 else data.shape))
+        else:
+            factor = self.op("Cast", proto.input[i], to=TensorProto.FLOAT)
+            factor = self.op("Reshape", factor, self._constant(np.array(alone, np.int64))) if shape == (1,) else factor
         return self.op(kind, value, factor)
 
-    def _sizes(self, sizes: list[int]) -> str:
-        return self.op("Constant", value=onnx.numpy_helper.from_array(np.array(sizes, np.int64)))
+    def _clipped(self, value: str, proto: onnx.NodeProto, zero: int) -> str:
+        """``value`` within the range of the integers that ``zero`` is one of: a quantiser leaves activations to it."""
+        given = self._dtype(proto.input[zero]) if zero < len(proto.input) and proto.input[zero] else "uint8"
+        bits, signed = int(given[-2:].strip("t")), given[0] == "i"
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        return self.op("Clip", value, *(self._constant(np.array(end, np.float32)) for end in (low, high)))
+
+    def _constant(self, data: Array) -> str:
+        return self.op("Constant", value=onnx.numpy_helper.from_array(data))
