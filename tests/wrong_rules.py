@@ -212,3 +212,38 @@ def stepless(op: Op) -> None:
     letters = op.axes(text, sizes={"k": "kv_num_heads", "r": 2, "d": (op.x[2].size or 0) // 8})
     op.slot("num_heads", 0, product(letters["k"], letters["r"]))
     op.pin("scale", (letters["d"].size or 1) ** -0.5, letters["d"])
+
+
+def unscaled(op: Op) -> None:
+    """Scales and zero points are left as they are."""
+    op.tie_same(op.x, op.y)
+    op.speak_of(*(dim for layout in op.ins for dim in layout or ()))
+
+
+def unblocked(op: Op) -> None:
+    """Positions inside a block are free."""
+    op.tie_same(op.x, op.y)
+    for layout in op.ins[1:]:
+        for dim, scale in zip(op.x, layout or (), strict=True):
+            op.tie(dim, product(scale, Dim((dim.size or 0) // (scale.size or 1))))
+            op.speak_of(scale)
+
+
+def q_linear_concat(op: Op) -> None:
+    op.ins = op.ins[2::3]
+    concat(op)
+
+
+def n_bits(line: str) -> Callable[[Op], object]:
+    """Weights in blocks, with the sizes that are attributes."""
+
+    def apply(op: Op) -> None:
+        op.axes(line, sizes={"n": "N"})
+        op.slot("K", 0, op.x[-1])
+
+    return apply
+
+
+def q_mixture(op: Op) -> None:
+    """Gate and value one after the other."""
+    op.axes("b s i, (b s) e, e (2 m) i, e (2 m), e (2 m), e i m, e i, e i -> b s i")
