@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen
-from graphprune.graph import Graph, Node, Shape, Weight
+from graphprune.graph import Array, Graph, Node, Shape, Weight
 from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.signature import Layout
 from graphprune.values import Values
@@ -107,6 +107,15 @@ class Analysis:
             return meaning.weight, meaning.layout
         weight = self.graph.weights[name]
         return (weight if weight.dtype in FLOATS and name not in self.facts.scales else None), None
+
+    def read(self, name: str) -> Array:
+        """The numbers that weight ``name`` stands for; as they are stored where these are not known."""
+        return (self.meant(name)[0] or self.graph.weights[name]).load()
+
+    def stored(self, name: str, values: Array) -> Array:
+        """``values`` as weight ``name`` would hold them: on the grid that its scales span, where it has any."""
+        meaning = self.facts.meanings.get(name)
+        return meaning.write(values) if meaning and meaning.write else values
 
     def __str__(self) -> str:
         lines = [f"{len(self.prunable)} prunable and {len(self.frozen)} frozen dims"]

@@ -88,7 +88,7 @@ def _held_out(
         return None
     biased = bias_of(analysis, consumer) is not None
     fitted, other = (half.covariance if biased else half.raw for half in halves)
-    weight = consumer.matrix(analysis.graph.weights[consumer.weight].load())
+    weight = consumer.matrix(analysis.read(consumer.weight))
     whole = _size(weight, other) or 1.0
     errors = []
     for damping in DAMPINGS:
@@ -137,7 +137,7 @@ def _change(
 ) -> None:
     graph = analysis.graph
     bias = bias_of(analysis, consumer)
-    stored = graph.weights[consumer.weight].load()
+    stored = analysis.read(consumer.weight)
     weight = consumer.matrix(stored)
     new = np.zeros_like(weight)
     new[:, kept] = weight[:, kept]
@@ -145,7 +145,7 @@ def _change(
         new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
         rest = weight.copy()
         rest[:, kept] = new[:, kept]
-        changed.values[consumer.weight] = consumer.stored(rest, stored)
+        changed.values[consumer.weight] = analysis.stored(consumer.weight, consumer.stored(rest, stored))
     lost = ((weight - new) @ whole.mean).reshape(_outputs(consumer, stored), -1).sum(1)
     if bias:
         old = graph.weights[bias.name].load()

@@ -36,6 +36,18 @@ def dequantise(stored: Array, scales: list[Array], zero: Array | None = None, ax
     return values
 
 
+def quantise(values: Array, scales: list[Array], zero: Array | None, axis: int, like: Array) -> Array:
+    """The integers of the type of ``like`` that come closest to ``values``, on the grid that they are on already.
+
+    >>> quantise(np.array([0.7, 99.0]), [np.array(0.5)], None, 0, np.int8([0])).tolist()
+    [1, 127]
+    """
+    scale = dequantise(np.ones(values.shape), scales, None, axis)
+    shift = 0 if zero is None else _spread(zero, values.shape, axis)
+    limits = np.iinfo(like.dtype)
+    return np.clip(np.rint(values / scale + shift), limits.min, limits.max).astype(like.dtype)
+
+
 def _spread(factor: Array, shape: tuple[int, ...], axis: int) -> Array:
     factor = np.asarray(factor).astype(np.float32)
     if factor.size == 1:

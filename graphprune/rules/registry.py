@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from graphprune.dims import Dim, Reason, freeze, tie
 from graphprune.graph import Array, Graph, Node, Weight
-from graphprune.integers import dequantise
+from graphprune.integers import dequantise, quantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
 
 CHANNEL, MLP, HEAD, HEAD_SIZE, HIDDEN, STATE = "channel", "mlp", "head", "head-size", "hidden", "state"
@@ -97,10 +97,14 @@ class Integers:
 
 @dataclass(frozen=True)
 class Meaning:
-    """The numbers that a weight of integers stands for, as a ``weight`` of its own, and the ``layout`` of these."""
+    """The numbers that a weight of integers stands for, as a ``weight`` of its own, and the ``layout`` of these.
+
+    ``write`` makes integers of other numbers again, where it is known how.
+    """
 
     weight: Weight
     layout: Layout
+    write: Callable[[Array], Array] | None = None
 
 
 @dataclass
@@ -122,6 +126,7 @@ class Facts:
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
     integers: list[Integers] = field(default_factory=list)
     meanings: dict[str, Meaning] = field(default_factory=dict)
+    decoded: dict[str, str] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
 
@@ -263,9 +268,20 @@ class Op:
             found = [*others, None]
             return dequantise(stored, list(others[: len(scales)]), found[len(scales)], axis)
 
-        self.stands_for(i, [*scales, zero], self.ins[i] or (), read)
+        def write(values: Array, stored: Array, *others: Array) -> Array:
+            found = [*others, None]
+            return quantise(values, list(others[: len(scales)]), found[len(scales)], axis, stored)
 
-    def stands_for(self, i: int, scales: Sequence[int | str], layout: Layout, read: Callable[..., Array]) -> None:
+        self.stands_for(i, [*scales, zero], self.ins[i] or (), read, write)
+
+    def stands_for(
+        self,
+        i: int,
+        scales: Sequence[int | str],
+        layout: Layout,
+        read: Callable[..., Array],
+        write: Callable[..., Array] | None = None,
+    ) -> None:
         """Input ``i`` stands for what ``read`` makes of it and of ``scales``: inputs by number, or weights by name."""
         names = [name for name in map(self._name, (i, *scales)) if name]
         stored = [self.facts.graph.weights.get(name) for name in names]
@@ -274,7 +290,8 @@ class Op:
             every = [weight for weight in stored if weight]
             shape = tuple(dim.extent for dim in layout)
             weight = Weight(names[0], shape, "float32", lambda: read(*(weight.load() for weight in every)))
-            self.facts.meanings.setdefault(names[0], Meaning(weight, layout))
+            back = write and (lambda values: write(values, *(weight.load() for weight in every)))
+            self.facts.meanings.setdefault(names[0], Meaning(weight, layout, back))
 
     def _name(self, i: int | str) -> str:
         return i if isinstance(i, str) else self.node.inputs[i] if 0 <= i < len(self.node.inputs) else ""
