@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
+import graphprune
 from graphprune.analysis import Analysis, analyse
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
+from graphprune.errors import UsageError
 from graphprune.formats import onnx as format_
 from graphprune.formats.onnx import OnnxModel
 from graphprune.formats.onnx.runtime import make_feeds
@@ -127,6 +129,29 @@ def test_scores_are_those_of_the_floats(name: str) -> None:
         found.append({key: scores[dim] for key, dim in named(analysis).items()})
     for key, expected in found[0].items():
         np.testing.assert_allclose(found[1][key], expected, rtol=0.02)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_least_squares_on_integers(per_channel: bool) -> None:
+    """What stays makes up for what goes, on the grid that the scales span; statistics and gradients rank."""
+    name = "pairs, a scale a channel" if per_channel else "pairs"
+    images = [{"image": digits.split()[0][:256]}]
+    result, plain = (
+        graphprune.prune(made(name), macs=0.5, multiple=1, score="obs", calib=images, compensate=compensate)
+        for compensate in (True, False)
+    )
+    reached = [digits.accuracy(found.model.SerializeToString()) for found in (result, plain)]
+    assert reached[0] > 0.98
+    assert reached[1] < 0.9
+    assert not any("gradients" in note for note in result.report.notes)
+    assert quantised.kernels(result.model) == quantised.kernels(made(name))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    assert all(v.dtype == np.int8 for n, v in stored.items() if n.endswith("weight_quantized"))
+
+
+def test_statistics_need_floats() -> None:
+    with pytest.raises(UsageError, match="the layers of this file multiply integers"):
+        graphprune.prune(made("integer ops"), macs=0.5, score="obs", calib=batches())
 
 
 # Transformers.

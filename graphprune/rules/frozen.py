@@ -33,4 +33,9 @@ frozen(
     *"com.microsoft.decoder_masked_self_attention com.microsoft.longformer_attention".split(),
     *"com.microsoft.mul_integer com.microsoft.q_linear_reduce_mean com.microsoft.reduce_sum_integer".split(),
 )
+frozen(
+    "its four-bit numbers are no integers, and lie in one row",
+    "com.microsoft.mat_mul_bnb4",
+    "com.microsoft.mat_mul_fp_q4",
+)
 frozen("which blocks of the sequence a head sees depends on its number", "com.microsoft.sparse_attention")

@@ -43,10 +43,10 @@ def quantize(op: Op) -> None:
 
 def _block(op: Op, dim: Dim, scale: Dim) -> None:
     """One axis: as many scales as positions, or one for every few."""
-    size, rest = divmod(dim.size or 0, scale.size or 1)
+    size = op.attr("block_size", 0)
     if dim.size == scale.size:
         op.tie(dim, scale)
-    elif size and not rest:
+    elif size and dim.size == size * (scale.size or 0):
         inside = Dim(size)
         op.freeze(inside, IN_BLOCKS)
         op.tie(dim, product(scale, inside))
@@ -68,43 +68,6 @@ def _taken_over(op: Op, axes: int) -> None:
         op.mask(0, axis)
 
 
-# Images.
-
-
-def _image(name: str, text: str, means: str = "", macs: str = "") -> None:
-    """An op on images, the channels last where an attribute says so."""
-
-    def apply(op: Op) -> None:
-        turned = re.sub(r"b (\(.*?\)|c) (\*\w*)", r"b \2 \1", text) if op.attr("channels_last", 0) else text
-        letters = op.axes(turned, sizes={"g": "group"} if "g" in text else {}, means=means, macs=macs)
-        for letter in set("go") & set(letters):
-            op.role(letters[letter], CHANNEL)
-
-    apply.__doc__ = text
-    rule(name)(apply)
-
-
-for _name in ("q_linear_conv", "com.microsoft.q_linear_conv"):
-    _image(
-        _name,
-        "b (g i) *x, , , (g o) i *k, (g o), (g o), , , (g o) -> b (g o) *y",
-        means="(0-2)*1 (3-5)*4 8*1*4",
-        macs="b g o i k y",
-    )
-_image("com.microsoft.q_linear_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
-_image("com.microsoft.q_linear_global_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
-
-
-@rule("conv_integer")
-def conv_integer(op: Op) -> None:
-    """ "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y" """
-    _scaled_behind(op, 0)
-    text, macs = "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y", "b g o i k y"
-    letters = op.axes(text, sizes={"g": "group"}, means="(0-2) (1-3)", macs=macs)
-    for letter in set("go") & set(letters):
-        op.role(letters[letter], CHANNEL)
-
-
 def _scaled_behind(op: Op, axis: int) -> None:
     """The weights have the scale that the result is multiplied with, where it is cast: alone, or times another."""
     graph, value = op.facts.graph, op.node.outputs[0]
@@ -124,14 +87,50 @@ def _scaled_behind(op: Op, axis: int) -> None:
         op.stands_for(1, [known[0], 3], op.ins[1] or (), read)
 
 
+# Images.
+
+
+def _image(name: str, text: str, means: str, macs: str = "", *, scaled_behind: bool = False) -> None:
+    """An op on images, the channels last where an attribute says so."""
+
+    def apply(op: Op) -> None:
+        if scaled_behind:
+            _scaled_behind(op, 0)
+        turned = re.sub(r"b (\(.*?\)|c) (\*\w*)", r"b \2 \1", text) if op.attr("channels_last", 0) else text
+        letters = op.axes(turned, sizes={"g": "group"} if "g" in text else {}, means=means, macs=macs)
+        for letter in set("go") & set(letters):
+            op.role(letters[letter], CHANNEL)
+
+    apply.__doc__ = text
+    rule(name)(apply)
+
+
+for _name in ("q_linear_conv", "com.microsoft.q_linear_conv"):
+    _image(
+        _name,
+        "b (g i) *x, , , (g o) i *k, (g o), (g o), , , (g o) -> b (g o) *y",
+        means="(0-2)*1 (3-5)*4 8*1*4",
+        macs="b g o i k y",
+    )
+_image(
+    "conv_integer",
+    "b (g i) *x, (g o) i *k, , (g o) -> b (g o) *y",
+    means="(0-2) (1-3)",
+    macs="b g o i k y",
+    scaled_behind=True,
+)
+_image("com.microsoft.q_linear_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
+_image("com.microsoft.q_linear_global_average_pool", "b c *, , , , -> b c *", means="(0-2)*1")
+
+
 # Products.
 
 
-def _product(name: str, text: str, means: str, second: int = 1) -> None:
+def _product(name: str, text: str, means: str, second: int = 1, *, scaled_behind: bool = False) -> None:
     """A product of matrices, those of input ``second`` being the weights if there are any."""
 
     def apply(op: Op) -> None:
-        if name == "mat_mul_integer":
+        if scaled_behind:
             _scaled_behind(op, -1)
         roles(op, op.axes(text, means=means, macs="... m k n"), second)
 
@@ -140,7 +139,7 @@ def _product(name: str, text: str, means: str, second: int = 1) -> None:
 
 
 _product("q_linear_mat_mul", "... m k, , , ... k n, n, n, , -> ... m n", "(0-2)*1 (3-5)*4", 3)
-_product("mat_mul_integer", "... m k, ... k n, , n -> ... m n", "(0-2) (1-3)")
+_product("mat_mul_integer", "... m k, ... k n, , n -> ... m n", "(0-2) (1-3)", scaled_behind=True)
 _product("com.microsoft.mat_mul_integer_to_float", "... m k, ... k n, , n, , n, n -> ... m n", "(0-4)*2 (1-5)*3")
 
 

@@ -101,6 +101,11 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
         raise UsageError(
             f"the score {name!r} needs data", hint="use graphprune.prune, or give plan the moments of Loaded.measure"
         )
+    if SCORES[name].needs == "data" and not task.moments and task.analysis.facts.integers and task.atoms:
+        raise UsageError(
+            f"the score {name!r} looks at what weights multiply, and the layers of this file multiply integers",
+            hint="quantise to pairs of QuantizeLinear and DequantizeLinear (QuantFormat.QDQ), or choose l2",
+        )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
         found = SCORES[name].function(task)
     for atom in task.atoms:

@@ -52,6 +52,7 @@ def _block(title: str, free: str, axis: int, size: int, *scales: int) -> None:
 
 
 _block("blocks", "++ ++ ++ -> ++", 0, 3, 2, 5)
+_block("blocks, the last cut short", ".+ .+ .+ -> .+", 0, 4, 2, 5)
 _block("blocks along the other axis, the last cut short", "+. +. +. -> +.", 1, 3, 6, 2)
 
 
