@@ -19,10 +19,10 @@ def _integers(g: Maker, *shape: int) -> str:
     return g.net.const(g.net.random.integers(-60, 60, shape), np.int8)
 
 
-@step("image", "tokens", "rows")
+@step("tokens", "rows")
 def round_(g: Maker, x: Value) -> None:
     """To integers and back: one scale, or one a channel."""
-    axis = 1 if x.flavour == "image" else len(x.shape) - 1
+    axis = len(x.shape) - 1
     ends = _ends(g, *([x.width] if g.flip() else []))
     rounded = g.op("QuantizeLinear", x.name, *ends, axis=axis)
     g.put(g.op("DequantizeLinear", rounded, *ends, axis=axis), *x.shape)
