@@ -21,6 +21,8 @@ KINDS = ("cache", "state", "head-size", "kv-group", "head", "hidden", "channel",
 """Kinds of atoms, the most specific first; the first that any node gives an atom is what it is called."""
 DEFAULT_KINDS = ("state", "kv-group", "head", "channel", "mlp", "other")
 OPTIONAL_KINDS = ("hidden", "head-size")
+DEFAULTS = "defaults"
+"""Weights that are inputs of the model, too, of which the file holds the default: cut only on request, likewise."""
 CACHE = "cache"
 """Heads or states that the model gives out and takes in again: cut only on request, as inputs and outputs shrink."""
 _CACHED = ("state", "kv-group", "head")
@@ -135,7 +137,8 @@ def analyse(graph: Graph) -> Analysis:
     shared = _shared_constants(graph) if graph.merged else set()
     facts.constant |= set(graph.weights)
     for node in graph.nodes:
-        if node.inputs and node.op not in FROZEN and all(name in facts.constant for name in node.inputs if name):
+        fixed = node.op not in FROZEN and not _is_gate(node)  # each iteration sees other values
+        if node.inputs and fixed and all(name in facts.constant for name in node.inputs if name):
             facts.constant |= set(node.outputs)
         _apply(node, facts, known, shared)
     _freeze_uneven(facts)
@@ -212,10 +215,14 @@ def _apply(node: Node, facts: Facts, known: Values, shared: set[str]) -> None:
     if node.op not in RULES:
         why = FROZEN.get(node.op)
         op.freeze_all(f"{node.kind} is frozen: {why}" if why else f"there is no rule for {node.kind}")
-    elif (None in ins or None in outs) and _unknown(node, ins, outs, facts.graph):
+    elif (None in ins or None in outs) and not RULES[node.op].gate and _unknown(node, ins, outs, facts.graph):
         op.freeze_all(f"the shape of an operand of {node.kind} is not known")
     else:
         _state(op)
+
+
+def _is_gate(node: Node) -> bool:
+    return node.op in RULES and RULES[node.op].gate
 
 
 def _unknown(node: Node, ins: list[Layout | None], outs: list[Layout | None], graph: Graph) -> bool:
@@ -260,7 +267,7 @@ def _operand(node: Node, i: int, facts: Facts, shared: set[str]) -> Layout | Non
 
 def _shared_constants(graph: Graph) -> set[str]:
     """Vectors and tables that several nodes read: exporters merge equal ones, which couples nothing."""
-    captured = {name for node in graph.nodes for name in node.outer}
+    captured = {name for node in graph.nodes for name in (*node.outer, *(node.inputs if _is_gate(node) else ()))}
     return {
         name
         for name, weight in graph.weights.items()
@@ -363,4 +370,15 @@ def _path(use: Use) -> str:
     return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
-__all__ = ["CACHE", "DEFAULT_KINDS", "FLOATS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]
+__all__ = [
+    "CACHE",
+    "DEFAULTS",
+    "DEFAULT_KINDS",
+    "FLOATS",
+    "KINDS",
+    "OPTIONAL_KINDS",
+    "Analysis",
+    "Atom",
+    "Use",
+    "analyse",
+]

@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from graphprune.analysis import CACHE, DEFAULT_KINDS, OPTIONAL_KINDS, Analysis, Atom
+from graphprune.analysis import CACHE, DEFAULT_KINDS, DEFAULTS, OPTIONAL_KINDS, Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
 from graphprune.errors import BudgetError, UsageError
@@ -32,7 +32,7 @@ class Request:
     Exactly one target: ``keep`` (share of every Dim), ``params`` or ``macs`` (share of the dense count; above 1 an
     absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell
     patterns over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden",
-    "head-size", both as "all", and "cache", which changes the shapes of inputs and outputs).
+    "head-size", both as "all", and "cache" and "defaults", which change the shapes of inputs).
     """
 
     keep: float | None = None
@@ -54,11 +54,11 @@ class Request:
             raise UsageError(
                 f"multiple {self.multiple} or floor {self.floor} is out of range", hint="multiple >= 1, 0 <= floor <= 1"
             )
-        unknown = set(self.allow) - {*OPTIONAL_KINDS, CACHE, "all"}
+        unknown = set(self.allow) - {*OPTIONAL_KINDS, CACHE, DEFAULTS, "all"}
         if unknown:
             raise UsageError(
                 f"--allow {', '.join(sorted(unknown))} is not known",
-                hint=f"choose from {', '.join((*OPTIONAL_KINDS, CACHE))}, all",
+                hint=f"choose from {', '.join((*OPTIONAL_KINDS, CACHE, DEFAULTS))}, all",
             )
 
     @property
@@ -85,6 +85,7 @@ def candidates(analysis: Analysis, request: Request) -> list[Atom]:
         atom
         for atom in analysis.prunable
         if atom.kind in kinds
+        and (DEFAULTS in request.allow or analysis.graph.defaults.isdisjoint(atom.weights))
         and atom.size > atom.least
         and (not request.include or matches(atom, request.include))
         and not matches(atom, request.exclude)

@@ -77,7 +77,7 @@ def consumers(analysis: Analysis) -> list[Consumer]:
     """Every weight whose readers all sum over the same axis of it with an activation, in the order of the graph.
 
     Left out are grouped and depthwise convolutions, and weights that are read in another way too (a tied embedding):
-    changing them would change more than the sum.
+    changing them would change more than the sum. So is what stands in a body, where nobody sees activations.
     """
     graph = analysis.graph
     found: dict[tuple[str, int], dict[Node, Site]] = defaultdict(dict)
@@ -111,7 +111,7 @@ def by_atom(found: list[Consumer]) -> dict[Dim, list[Consumer]]:
 
 def _ends(analysis: Analysis, mask: Mask) -> tuple[str, int, Site] | None:
     """The weight and its axis, and the activation's, of a contraction of one with the other."""
-    if mask.against is None:
+    if mask.against is None or mask.node.body:
         return None
     graph, decoded = analysis.graph, analysis.facts.decoded
     ends = [(mask.input, mask.axis), mask.against]

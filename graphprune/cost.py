@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Dim, size_after, touched
-from graphprune.graph import Array
+from graphprune.graph import Array, Body
+from graphprune.rules.registry import Contraction, Facts
 from graphprune.signature import Layout
 
 Sizes = Mapping[Dim, int]
@@ -59,6 +60,38 @@ class _Copies:
         return self.fixed * (sum(cut) + (whole if len(cut) < len(after) else 0))
 
 
+@dataclass(frozen=True)
+class _Dearest:
+    """What the dearest of several branches costs, ``times`` over."""
+
+    times: int
+    branches: tuple[tuple[_Part, ...], ...]
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        return tuple(dim for branch in self.branches for part in branch for dim in part.dims)
+
+    def __call__(self, sizes: Sizes) -> float:
+        return self.times * max(sum(part(sizes) for part in branch) for branch in self.branches)
+
+
+_Part = _Term | _Copies | _Dearest
+
+
+def _nested(made: list[Contraction], facts: Facts, body: Body = ()) -> Iterator[_Part]:
+    """The contractions in ``body``, one by one, and those of each op with bodies inside it together."""
+    inner: dict[int, dict[int, list[Contraction]]] = {}
+    for item in made:
+        if len(item.node.body) == len(body):
+            yield _Term(item.fixed, item.dims)
+        else:
+            number, branch = item.node.body[len(body)]
+            inner.setdefault(number, {}).setdefault(branch, []).append(item)
+    for number, branches in inner.items():
+        parts = tuple(tuple(_nested(items, facts, (*body, (number, at)))) for at, items in branches.items())
+        yield _Dearest(facts.repeats.get((*body, (number, 0)), 1), parts)
+
+
 class CostModel:
     """The cost of an analysed model at any sizes of ``free`` (atoms that may be cut; all prunable ones by default).
 
@@ -77,7 +110,7 @@ class CostModel:
                 if name not in analysis.facts.scales:
                     params.append(_weight(1, [meaning.layout] if meaning and len(readers) == 1 else readers))
                 stored.append(_weight(_item_bytes(dtype), readers))
-        macs: list[_Term | _Copies] = [_Term(item.fixed, item.dims) for item in analysis.facts.contractions]
+        macs = list(_nested(analysis.facts.contractions, analysis.facts))
         self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
 
     def params(self, sizes: Sizes) -> int:
@@ -97,7 +130,7 @@ def _weight(fixed: float, layouts: list[Layout]) -> _Term | _Copies:
 
 
 class _Sum:
-    def __init__(self, terms: list[_Term | _Copies], free: Mapping[Dim, object]) -> None:
+    def __init__(self, terms: Sequence[_Part], free: Mapping[Dim, object]) -> None:
         self._terms = [term for term in terms if any(touched(dim, free) for dim in term.dims)]
         kept = set(map(id, self._terms))
         self._fixed = sum(term({}) for term in terms if id(term) not in kept)

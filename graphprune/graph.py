@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 Shape = tuple[int | str, ...]
 """Sizes of a value's axes; a str names a size that is only known when the model runs (equal names, equal sizes)."""
 
+Body = tuple[tuple[int, int], ...]
+"""The bodies that a node is in, outermost first: the node that stands where each begins, and which of several it is."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -45,9 +48,10 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation. ``inputs`` holds "" where an optional input is absent; ``outer`` names what its bodies capture.
+    """One operation. ``inputs`` holds "" where an optional input is absent.
 
-    ``scope`` is the path of the module that it was traced in, where the exporter kept it.
+    ``scope`` is the path of the module that it was traced in, where the exporter kept it. ``outer`` names what the
+    bodies of the node capture, where these are not read as further nodes; where they are, those say their ``body``.
     """
 
     index: int
@@ -59,6 +63,7 @@ class Node:
     kind: str = ""
     outer: tuple[str, ...] = ()
     scope: str = ""
+    body: Body = ()
 
     @property
     def label(self) -> str:
@@ -74,6 +79,7 @@ class Graph:
     numbers that a format gives as inputs though they are arguments (nan where unknown). ``merged`` says that whoever
     wrote the model may have made one of several equal constants, so that sharing a vector couples nothing: a cut may
     give each reader one of its own. ``resizable`` says that the format can write inputs and outputs of other sizes.
+    ``defaults`` are weights that whoever runs the model may give others for.
     """
 
     nodes: tuple[Node, ...]
@@ -86,6 +92,7 @@ class Graph:
     known: Mapping[str, Array] = field(default_factory=dict)
     merged: bool = True
     resizable: bool = False
+    defaults: frozenset[str] = frozenset()
 
     @cached_property
     def producers(self) -> dict[str, Node]:

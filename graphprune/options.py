@@ -46,7 +46,9 @@ class Target:
     ] = None
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="Also cut: hidden (residual stream), head-size, all (both), cache (in- and outputs)."),
+        typer.Option(
+            help="Also cut: hidden (residual stream), head-size, all (both); cache, defaults (change inputs)."
+        ),
     ] = None
 
     @property

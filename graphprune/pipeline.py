@@ -247,7 +247,7 @@ class Loaded:
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
         report = make_report(self.analysis, plan, chosen)
-        report.notes += [*self.notes, *plan.notes]
+        report.notes += [*self.notes, *plan.notes, *self.format.remarks(self.model, pruned)]
         if self.origin is None and fingerprint(self.analysis.graph) != plan.model:
             report.notes.append(
                 "the plan was made on another export: Dims were found by the names of weights and modules"

@@ -15,7 +15,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graphprune.analysis import Analysis
+from graphprune.analysis import DEFAULTS, Analysis
 from graphprune.cost import Cost, CostModel
 from graphprune.dims import Chosen, size_after, touched
 from graphprune.errors import UsageError
@@ -200,7 +200,7 @@ def _cell(value: Any) -> str:
 def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:
     """Inputs and outputs of the model that are smaller than they were, with their new shapes."""
     graph, sizes = analysis.graph, {dim: len(kept) for dim, kept in chosen.items()}
-    for name in (*graph.inputs, *graph.outputs):
+    for name in (*graph.inputs, *sorted(graph.defaults), *graph.outputs):
         layout = analysis.facts.layouts.get(name, ())
         if any(touched(dim, chosen) for dim in layout):
             shape = graph.shape(name) or ()
@@ -222,13 +222,20 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
         for atom in analysis.atoms
         if atom.dim in chosen
     ]
-    kept = [{"name": a.name, "kind": a.kind, "size": a.size} for a in analysis.prunable if a.dim not in chosen]
+    left = [atom for atom in analysis.prunable if atom.dim not in chosen]
+    kept = [{"name": a.name, "kind": a.kind, "size": a.size} for a in left]
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost({dim: len(index) for dim, index in chosen.items()})
     report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
     ends = list(_resized(analysis, chosen))
     if ends:
         report.notes.append(f"inputs and outputs that changed shape: {', '.join(ends)}")
+    held = [atom.name for atom in left if not analysis.graph.defaults.isdisjoint(atom.weights)]
+    if held and DEFAULTS not in plan.request.get("allow", ()):
+        report.notes.append(
+            f"{len(held)} dims are in weights that are inputs of the model, too, so that callers may give others:"
+            " --allow defaults cuts them and the inputs"
+        )
     if not chosen:
         report.notes.append("nothing was cut: no Dim is prunable, or none may be cut by this request")
     return report

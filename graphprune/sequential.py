@@ -30,6 +30,8 @@ from graphprune.dims import Chosen, Positions, take, touched
 from graphprune.graph import Array, Graph, Node
 
 Floats = npt.NDArray[np.float64]
+ROOM = 1 << 31
+"""Bytes of activations that may be held; batches that do not fit are left behind."""
 _FLAT = 1e-3
 """A batch norm scales by at least this, next to its other channels, where residuals are looked at through it."""
 
@@ -37,7 +39,16 @@ _FLAT = 1e-3
 class Walk(Protocol):
     """Batches on their way through a model, all before the same node."""
 
-    batches: int
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+
+    @property
+    def bytes(self) -> int:
+        """What they take up where they are."""
+
+    def drop(self, count: int) -> None:
+        """Leave the last ``count`` behind."""
 
     def to(self, node: int) -> None:
         """Run every batch up to, and without, the node of that number."""
@@ -120,6 +131,9 @@ def in_order(
     for done, fit in enumerate(fits):
         cut.to(fit.node.index)
         dense.to(fit.node.index + 1)
+        while dense.bytes + cut.bytes > ROOM and cut.batches > 2:
+            for walk in (dense, cut):
+                walk.drop(1)
         halves = _halves(fit, dense, cut)
         for name, values in _fitted(analysis, fit, halves, found).items():
             found[name] = values
@@ -226,7 +240,7 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
             errors[i] += _error(_solved(fit, fitted, first, damping), other, fit.bias is not None)
         errors[-1] += _error(first, other, fit.bias is not None)
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
-    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best])
+    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
     changed = fit.consumer.matrix(stored)
     changed[:, fit.kept] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}

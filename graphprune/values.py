@@ -108,6 +108,7 @@ def _binary(function: Callable[[Any, Any], Any]) -> Callable[..., Floats]:
 EVALUATE: dict[str, Callable[[Node, list[Floats | None]], Floats]] = {
     "identity": lambda node, args: _first(args),
     "cast": _cast,
+    "not": lambda node, args: np.where(np.isnan(_first(args)), np.nan, _first(args) == 0),
     "neg": lambda node, args: -_first(args),
     "floor": lambda node, args: np.floor(_first(args)),
     "ceil": lambda node, args: np.ceil(_first(args)),
@@ -168,11 +169,13 @@ class Values:
             small = weight.size <= _LIMIT and weight.dtype in ("int64", "int32", "float32", "float64", "bool")
             return np.asarray(weight.load(), np.float64) if small else None
         producer = self._graph.producers.get(name)
-        if producer is not None and producer.op == "shape":
+        if producer is not None and producer.op in ("shape", "size"):
             shape = self._graph.shape(producer.inputs[0])
             if shape is None:
                 return None
             listed = [float(s) if isinstance(s, int) else np.nan for s in shape]
+            if producer.op == "size":
+                return np.asarray(np.prod(listed), np.float64)
             return np.asarray(listed[slice(producer.attrs.get("start", 0), producer.attrs.get("end"))], np.float64)
         if node is None:
             return None
@@ -185,7 +188,9 @@ class Values:
     def _as_stored(self, name: str, result: Floats) -> Floats | None:
         """Rounded as the runtime rounds it: integers towards zero, floats to their own width."""
         dtype = self._graph.values[name].dtype
-        if dtype.startswith(("int", "uint", "bool")):
+        if dtype == "bool":
+            return np.where(np.isnan(result), np.nan, result != 0)
+        if dtype.startswith(("int", "uint")):
             return np.trunc(result)
         return result.astype(dtype).astype(np.float64) if dtype.startswith("float") else None
 

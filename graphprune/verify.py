@@ -14,8 +14,9 @@ A quantised model jumps from integer to integer: where that shows, both checks a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,20 +74,36 @@ def _relative(a: Array, b: Array) -> float:
 class Proof:
     """The checks on one model; the dense model is loaded and run once for all of them.
 
-    Inputs are those given to the model, else random ones.
+    Inputs are those given to the model, else random ones. ``way`` is what the model is made to do, where it may do
+    other things than it does by itself: take the first branch of every If.
     """
 
-    def __init__(self, format: Format, model: Any, analysis: Analysis, *, seed: int = 0) -> None:
+    def __init__(self, format: Format, model: Any, analysis: Analysis, *, seed: int = 0, way: str = "") -> None:
         self.format = format
         self.model = model
         self.analysis = analysis
         self.seed = seed
-        self.runner = format.run(model)
+        self.way = way
+        self._rounds = True
+        self.runner = self.run(model)
         self.trials = format.trials(model, self.runner, seed)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self.others = [] if way else list(self._others())
         self._noise: float | None = None
         self._faded = False
-        self._rounds = True
+
+    def _others(self) -> Iterator[Proof]:
+        """Proofs on the other ways that the model can be made to go, where it runs and computes anything there."""
+        for way in self.format.forced(self.model, self.analysis.graph):
+            with suppress(VerifyError):
+                other = Proof(self.format, self.model, self.analysis, seed=self.seed, way=way)
+                if not other._constant():
+                    yield other
+
+    def run(self, model: Any) -> Runner:
+        """The dense ``model``, or one made of it, on the way of this proof, rounded or not."""
+        made = self.format.forced(model, self.analysis.graph)[self.way] if self.way else model
+        return self.format.run(made if self._rounds else self.format.unrounded(made))
 
     @property
     def sizes(self) -> str:
@@ -100,7 +117,7 @@ class Proof:
         Where that is much, livelier inputs are looked for: other sizes, other amplitudes; the steadiest are kept.
         """
         if self._noise is None:
-            nudged = self._run(self._nudged)
+            nudged = self.run(self._nudged)
             self._noise = self._against(nudged)
             for style in range(1, STYLES):
                 if self._noise * NOISE_FACTOR <= TOLERANCE or self.model.given:
@@ -127,13 +144,9 @@ class Proof:
     def _nudged(self) -> Any:
         return self.format.nudge(self.model, self.analysis, self.seed)
 
-    def _run(self, model: Any) -> Runner:
-        """``model`` as the checks run it."""
-        return self.format.run(model if self._rounds else self.format.unrounded(model))
-
     def _stops_rounding(self) -> bool:
         """Go over to the model without the rounding of activations, if it has any, and is not yet without."""
-        whole = self.format.unrounded(self.model) if self._rounds else None
+        whole = self.format.unrounded(self.model) if self._rounds and not self.way else None
         if whole is None:
             return False
         try:
@@ -176,17 +189,30 @@ class Proof:
         detail += "" if self._rounds else ", without the rounding of quantised activations"
         return Check(name, error <= limit, f"{detail}, run at {self.sizes}", error, limit)
 
+    def _everywhere(self, check: Callable[[Proof], Check]) -> Check:
+        """``check`` here and on every other way: the worst outcome, and all that was looked at."""
+        ways = [self, *self.others]
+        found = [check(proof) for proof in ways]
+        worst = max(range(len(ways)), key=lambda i: (not found[i].passed, found[i].error or 0.0))
+        if not found[worst].passed:
+            return replace(found[worst], detail="; ".join(filter(None, (ways[worst].way, found[worst].detail))))
+        looked = [found[0].detail, *(f"{proof.way}, run at {proof.sizes}" for proof in self.others)]
+        return replace(found[worst], detail="; ".join(looked))
+
     def permutation(self, dims: Sequence[Dim] | None = None) -> Check:
         """Permute every prunable atom (or ``dims``) at once; outputs must stay."""
+        return self._everywhere(lambda proof: proof._permutation(dims))
+
+    def _permutation(self, dims: Sequence[Dim] | None) -> Check:
         random = np.random.default_rng(self.seed)
         chosen = {dim: random.permutation(dim.size or 0) for dim in dims or [a.dim for a in self.analysis.prunable]}
         if self._constant():
             detail = "the outputs are constant on the inputs tried, which proves nothing: give inputs that move them"
             return Check("permutation", False, detail)
-        permuted = self._run(self.format.apply(self.model, self.analysis, chosen))
+        permuted = self.run(self.format.apply(self.model, self.analysis, chosen))
         error, noise = self._against(permuted, chosen=chosen), 0.0
         if error > TOLERANCE and self._stops_rounding():
-            return self.permutation(dims)
+            return self._permutation(dims)
         if error > TOLERANCE:
             noise = self.noise()
             error = self._against(permuted, chosen=chosen)
@@ -194,34 +220,40 @@ class Proof:
 
     def zero_equals_cut(self, chosen: Chosen) -> Check:
         """Zero the removed positions in the dense model and compare with the cut one, over all dims that are exact."""
+        return self._everywhere(lambda proof: proof._zero_equals_cut(chosen))
+
+    def _zero_equals_cut(self, chosen: Chosen) -> Check:
         able = self.format.maskable(self.analysis)
         exact = {dim: index for dim, index in chosen.items() if dim in able}
         if not exact:
             return Check("zero equals cut", True, f"none of the {len(chosen)} cut dims is exact; nothing to compare")
         detail = f"{len(exact)} of {len(chosen)} cut dims are exact and were compared"
-        check = self._zero_equals_cut(exact, detail)
+        check = self._zeroed(exact, detail)
         if self._faded:
             detail += ", one position of each: the outputs of the whole cut fade to nothing"
-            check = self._zero_equals_cut({dim: _all_but_one(dim, index) for dim, index in exact.items()}, detail)
+            check = self._zeroed({dim: _all_but_one(dim, index) for dim, index in exact.items()}, detail)
         return check
 
-    def _zero_equals_cut(self, exact: Chosen, detail: str) -> Check:
-        cut = self._run(self.format.apply(self.model, self.analysis, exact))
-        zeroed = self._run(self.format.mask(self.model, self.analysis, exact))
+    def _zeroed(self, exact: Chosen, detail: str) -> Check:
+        cut = self.run(self.format.apply(self.model, self.analysis, exact))
+        zeroed = self.run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE and self._stops_rounding():
-            return self._zero_equals_cut(exact, detail)
+            return self._zeroed(exact, detail)
         if error > TOLERANCE:
-            noise = self._against(self._run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
+            noise = self._against(self.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
         self._faded = largest[1] < FADED * largest[0]
         return self._judge("zero equals cut", detail, error, noise)
 
     def runs(self, pruned: Any, chosen: Chosen | None = None) -> Check:
         """The pruned model is valid, loads, and gives outputs of the same shapes at both sizes (``chosen`` aside)."""
+        return self._everywhere(lambda proof: proof._runs(pruned, chosen))
+
+    def _runs(self, pruned: Any, chosen: Chosen | None) -> Check:
         try:
             self._check(pruned)
-            runner = self.format.run(pruned)
+            runner = self.run(pruned)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
                 found = runner(self.fit(inputs, chosen or {}))
                 for name, value in self.fit(expected, chosen or {}).items():

@@ -2,8 +2,8 @@
 
     packages    fetch a file out of a package, keep it in the cache
     run         an ONNX file in ONNX Runtime, on one thread
-    real        ocr_rec, ocr_det, ocr_cls, silero_vad, minilm, minilm_int8, mobilenet_v2, smollm2, smollm2_repeated,
-                llama_tiny
+    real        ocr_rec, ocr_det, ocr_cls, silero_vad, silero_vad_rates, minilm, minilm_int8, mobilenet_v2, smollm2,
+                smollm2_repeated, llama_tiny
     light       LIGHT, light(name): AlexNet to ResNet-50, the graphs that come with onnx
     digits      digits.onnx, its data and its accuracy: small enough to be committed
     fashion     Fashion-MNIST, and two networks trained on it

@@ -1,6 +1,6 @@
 """Trained models as ONNX files: one function a model, each returning a path in the cache.
 
-Five are ONNX files that a package ships, taken as they are. The others are exported here from weights a package ships;
+Six are ONNX files that a package ships, taken as they are. The others are exported here from weights a package ships;
 torch is imported inside those functions only.
 """
 
@@ -51,6 +51,16 @@ def silero_vad() -> Path:
     member = "silero_vad/data/silero_vad_16k_sequence.onnx"
     sha256 = "9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85"
     return fetch("silero-vad", "6.2.3", member, sha256)
+
+
+def silero_vad_rates() -> Path:
+    """The same detector as its package runs it: one network for 16 kHz and one for 8 kHz, in the branches of an If.
+
+    "input" [batch, samples], "state" [2, batch, 128], "sr" (16000, or anything for 8 kHz) -> "output" [batch, 1],
+    "stateN". The weights are Constant nodes inside the branches, and each branch holds further If.
+    """
+    sha256 = "1a153a22f4509e292a94e67d6f9b85e8deb25b4988682b7e174c65279d8788e3"
+    return fetch("silero-vad", "6.2.3", "silero_vad/data/silero_vad.onnx", sha256)
 
 
 def minilm_int8() -> Path:

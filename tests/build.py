@@ -123,3 +123,32 @@ class Net:
             flat = self.op("Tanh", self.op("MatMul", flat, self.weight(total, hidden, fan=total)))
             total = hidden
         self.output(self.op("MatMul", flat, self.weight(total, OUTPUTS, fan=total)))
+
+
+class Body(Net):
+    """A graph inside a node of ``net``, which may read values of it by name. All bodies use the same names."""
+
+    def __init__(self, net: Net, depth: int = 1) -> None:
+        super().__init__(opset=net.opset)
+        self.random, self.domains = net.random, net.domains
+        self.stem = "in_" * depth
+
+    def name(self, stem: str) -> str:
+        """A name that the graph outside does not have."""
+        return super().name(self.stem + stem)
+
+    def graph(
+        self, *outputs: str, condition: bool = False, shape: Sequence[int | None] | None = None
+    ) -> onnx.GraphProto:
+        """The body; ``outputs`` in the order that its node asks for, the first BOOL where it is a ``condition``.
+
+        A Scan that is given values of unknown rank needs to be told the ``shape`` of what its body gives.
+        """
+        kinds = [BOOL if condition and i == 0 else FLOAT for i in range(len(outputs))]
+        ends = [helper.make_tensor_value_info(*end, shape) for end in zip(outputs, kinds, strict=True)]
+        return helper.make_graph(self.nodes, "body", self.inputs, ends, self.weights)
+
+    def given(self, dtype: int = FLOAT, shape: Sequence[int | str | None] | None = None) -> str:
+        """An input of the body, of a shape that the file does not tell unless it is named."""
+        self.inputs.append(helper.make_tensor_value_info(self.name("given"), dtype, shape))
+        return str(self.inputs[-1].name)

@@ -118,8 +118,8 @@ class Subject:
     # One node of it.
 
     def node(self, name: str) -> Node:
-        """The node called ``name``."""
-        return next(node for node in self.analysis.graph.nodes if node.name == name)
+        """The node called ``name``; of one with bodies what stands behind them."""
+        return [node for node in self.analysis.graph.nodes if node.name == name][-1]
 
     def layouts(self, node: Node) -> tuple[list[Layout | None], list[Layout | None]]:
         """Layouts of a node's inputs and outputs."""
@@ -164,14 +164,15 @@ class Subject:
 
     def _moved(self, atom: Atom, positions: Positions) -> float:
         use, turned = atom.uses[0], {atom.dim: positions}
-        proto = onnx.ModelProto.FromString(self.model.proto.SerializeToString())
-        for tensor in proto.graph.initializer:
-            if tensor.name == use.weight:
-                data = onnx.numpy_helper.to_array(tensor).take(take(use.dim, turned), use.axis)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(data), tensor.name))
-        runner = self.format.run(OnnxModel(proto))
-        runs = zip(self.proof.dense, self.proof.trials, strict=True)
-        return max(difference(dense, runner(feeds)) for dense, (_, feeds) in runs)
+        data = self.model.graph.weights[use.weight].load().take(take(use.dim, turned), use.axis)
+        model = self.model.copy()
+        model.put({use.weight: data})
+        moved = []
+        for proof in (self.proof, *self.proof.others):
+            runner = proof.run(model)
+            runs = zip(proof.dense, proof.trials, strict=True)
+            moved += [difference(dense, runner(feeds)) for dense, (_, feeds) in runs]
+        return max(moved)
 
 
 def parameter(model: OnnxModel, name: str, i: int) -> list[int]:

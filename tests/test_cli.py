@@ -389,7 +389,7 @@ def test_ops() -> None:
         "domain": "ai.onnx", "op": "Conv", "status": "rule", "text": standard["Conv"]["text"],
     }  # fmt: skip
     assert "(g i)" in standard["Conv"]["text"]
-    assert standard["If"]["status"] == "frozen"
+    assert standard["NonZero"]["status"] == "frozen"
     assert sum(row["status"] == "rule" for row in standard.values()) >= 120
     assert len([row for row in rows if row["domain"] == "ai.onnx" and row["text"] == "no rule yet"]) == 0
     text = command("ops").done().out

@@ -177,6 +177,10 @@ def test_random_graphs() -> None:
             errors = dict(differs(graphprune.load(sample.proto), 1))
         except VerifyError:
             return
+        except UsageError as error:
+            if "Scan is not implemented for other input axes" in error.what:  # by onnx's reference implementation
+                return
+            raise
         assert all(error < 1e-3 for error in errors.values()), (sample.steps, errors)
 
     holds()

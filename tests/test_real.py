@@ -71,6 +71,17 @@ def test_weights_that_are_listed_as_inputs(name: str, tmp_path: Path) -> None:
     assert {tensor.name: list(tensor.dims) for tensor in graph.initializer}.items() <= shapes.items()
 
 
+def test_networks_inside_an_if() -> None:
+    """All weights are Constant nodes of two branches, of which the inputs tried take one; both are cut and proved."""
+    loaded = graphprune.load(real.silero_vad_rates())
+    result = loaded.apply(loaded.plan(HALF), latency=False)
+    assert result.report.verified
+    assert all("first branch of every If" in check.detail for check in result.report.checks)
+    assert result.report.pruned.params < 0.6 * result.report.dense.params
+    branches = {cut.name.partition("__")[0] for cut in result.plan.cuts}
+    assert branches == {"If_0_then_branch", "If_0_else_branch"}
+
+
 def _prove_and_halve(subject: Subject, path: Path, half: Path) -> None:
     loaded = graphprune.load(path)
     assert not subject.kinds or kinds(loaded.analysis) == subject.kinds

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from graphprune.dims import resolve
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
-from tests.build import FEATURES, OUTPUTS, Net
+from tests.build import FEATURES, OUTPUTS, Body, Net
 from tests.prove import Subject, attribute, describe, parameter
 
 LAST = np.iinfo(np.int64).max
@@ -350,21 +350,19 @@ def test_two_nodes_that_hide_their_first_output_are_masked_apart() -> None:
     assert subject.failures() == []
 
 
-def test_what_a_body_reads_from_outside_stays() -> None:
-    """The branches of an If are graphs of their own, which nothing edits: what they capture keeps its size."""
+def test_what_a_body_that_is_not_read_captures_stays() -> None:
+    """The body of a SequenceMap is a graph of its own, which nothing edits."""
     net = Net()
-    x = net.op("MatMul", net.input(1, FEATURES), net.weight(FEATURES, 6, fan=FEATURES))
-    out = helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, (1, 6))
-    branches = [
-        helper.make_graph([helper.make_node(kind, [x], ["inner"])], kind, [], [out]) for kind in ("Tanh", "Sigmoid")
-    ]
-    yes = net.op("Greater", net.op("ReduceSum", x, keepdims=0), net.const(0, np.float32))
-    y = net.op("If", yes, then_branch=branches[0], else_branch=branches[1], name="tested")
+    data, body = net.input(1, FEATURES), Body(net)
+    first, outside = (net.op("MatMul", data, net.weight(FEATURES, 6, fan=FEATURES)) for _ in range(2))
+    body.nodes.append(helper.make_node("Add", [body.given(), outside], ["sum"]))
+    many = net.op("SequenceMap", net.op("SequenceConstruct", first, first), body=body.graph("sum"), name="tested")
+    y = net.op("ConcatFromSequence", many, axis=0)
     hidden = net.op("Tanh", net.op("MatMul", y, net.weight(6, 7, fan=6)))
     net.output(net.op("MatMul", hidden, net.weight(7, OUTPUTS, fan=7)))
     subject = Subject(net.model())
     assert [atom.size for atom in subject.analysis.prunable] == [7]
-    assert "it is read inside the body of If (node tested)" in reasons(subject)
+    assert "it is read inside the body of SequenceMap (node tested)" in reasons(subject)
     assert subject.failures() == []
 
 

@@ -119,6 +119,9 @@ TWINS = [
     Twin("lstm", wrong.lstm, PERMUTATION, "gates are outermost"),
     Twin("attention-causal", wrong.attention, PERMUTATION, "what a place sees depends on its place"),
     Twin("attention-one head a head", wrong.attention_scale, ZERO, "the scale follows the head size"),
+    Twin("if-layers in both branches", wrong.one_branch, PERMUTATION, "it is the same whichever is taken"),
+    Twin("loop-a recurrent layer from a constant", wrong.no_carry, PERMUTATION, "a state goes around"),
+    Twin("scan-a recurrent layer", wrong.no_carry, PERMUTATION, "a state goes around"),
     Twin("com.microsoft.attention", wrong.joint, PERMUTATION, "queries, keys and values are outermost"),
     Twin("com.microsoft.multi_head_attention", wrong.heads, PERMUTATION, "heads are outermost"),
     Twin("com.microsoft.group_query_attention", wrong.grouped, ZERO, "key heads are outermost"),
@@ -179,7 +182,7 @@ def test_a_wrong_rule_is_caught(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> 
         """The model's other nodes of this kind, at its two ends, keep the right rule."""
         (twin.wrong if op.node.name == "tested" else right)(op)
 
-    monkeypatch.setitem(RULES, case.op, Rule(case.op, f"wrong on purpose: {twin.why}", apply))
+    monkeypatch.setitem(RULES, case.op, Rule(case.op, f"wrong on purpose: {twin.why}", apply, RULES[case.op].gate))
     subject = Subject(case.model())
     assert subject.touching(subject.node("tested")), "the wrong rule froze what it should have got wrong"
     failures = [*subject.failures(), *subject.failures(subject.cut(few=True))]

@@ -130,6 +130,20 @@ def test_one_batch_is_not_fitted_twice() -> None:
     assert error(loaded, plan, "sequential", held) == error(loaded, plan, "least-squares", held)
 
 
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_what_does_not_fit_is_left_behind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are dropped until the rest fits; two stay, or nothing could be held out."""
+    loaded = loaded_as(kind, Branches(norm=False, bias=False))
+    held, plan = batches(loaded.analysis.graph.inputs[0], 6), half_of_the_first(loaded)
+    whole = error(loaded, plan, "sequential", held)
+    monkeypatch.setattr("graphprune.sequential.ROOM", 0)
+    walk = loaded.format.walk(loaded.model, held)
+    before = walk.bytes
+    walk.drop(4)
+    assert (walk.batches, walk.bytes) == (2, before // 3)
+    assert error(loaded, plan, "sequential", held) != whole
+
+
 def test_no_data_no_order() -> None:
     """Without a forward pass there is nothing to fit to."""
     with pytest.raises(UsageError, match="no data to run it on"):

@@ -247,3 +247,20 @@ def n_bits(line: str) -> Callable[[Op], object]:
 def q_mixture(op: Op) -> None:
     """Gate and value one after the other."""
     op.axes("b s i, (b s) e, e (2 m) i, e (2 m), e (2 m), e i m, e i, e i -> b s i")
+
+
+def one_branch(op: Op) -> None:
+    """The second branch is forgotten."""
+    op.tie_same(op.ins[1] or (), op.y)
+    op.speak_of(*(op.ins[2] or ()))
+
+
+def no_carry(op: Op) -> None:
+    """What an iteration leaves is not what the next one finds."""
+    _, before, after, *steps = op.ins
+    op.tie_same(after or (), op.y)
+    op.speak_of(*(before or ()))
+    for step, whole in zip(steps, op.outs[1:], strict=True):
+        iterations, *rest = whole or ()
+        op.freeze(iterations, "it is the order of iterations")
+        op.tie_same(step or (), tuple(rest))

@@ -154,8 +154,9 @@ class Bench:
         how: dict[str, Any] = {} if row.compensation == "none" else {"how": row.compensation}
         moments = self.moments_of(watches)["moments"] if how else {}
         with Watch() as watch:
-            batches = self.data[0].batches
-            start = self.loaded.compensated(plan, moments, batches=batches, **how) if how else self.loaded
+            start = self.loaded
+            if how:
+                start = start.compensated(plan, moments, batches=self.data[0].batches, **how)
             result = start.apply(plan, verify="none", latency=False)
             model = result.model
             if row.norms == "re-estimated":

@@ -61,7 +61,7 @@ def _smooth(shape: tuple[int, ...], space: tuple[int, int], random: np.random.Ge
 
 def norms(graph: Graph) -> dict[Site, tuple[Floats, Floats]]:
     """Mean and variance of each channel of what batch norms read, where they have statistics of their own."""
-    found = (node for node in graph.nodes if node.op == "batch_norm" and len(node.inputs) > 4)
+    found = (node for node in graph.nodes if node.op == "batch_norm" and len(node.inputs) > 4 and not node.body)
     own = [node for node in found if all(name in graph.weights for name in node.inputs[3:5])]
     return {Site(node.inputs[0], 1): _remembered(graph, node) for node in own}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphprune.rules import (  # noqa: F401
     attention,
+    control,
     conv,
     frozen,
     indexing,

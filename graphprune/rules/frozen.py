@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphprune.rules.registry import frozen
 
-frozen("its body is a graph of its own, which is not entered", "if", "loop", "scan", "sequence_map")
+frozen("its body is a graph of its own, which is not entered", "sequence_map")
 frozen(
     "sequences and optional values have no axes to follow",
     *"concat_from_sequence optional optional_get_element optional_has_element sequence_at sequence_construct".split(),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.dims import Dim, Reason, freeze, tie
-from graphprune.graph import Array, Graph, Node, Weight
+from graphprune.graph import Array, Body, Graph, Node, Weight
 from graphprune.integers import dequantise, quantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
 
@@ -128,11 +128,16 @@ class Facts:
     meanings: dict[str, Meaning] = field(default_factory=dict)
     decoded: dict[str, str] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
+    repeats: dict[Body, int] = field(default_factory=dict)
+    never: set[Body] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
 
 
 class Op:
-    """One node as its rule sees it: layouts of inputs and outputs (None where absent) and the facts it may state."""
+    """One node as its rule sees it: layouts of inputs and outputs (None where absent) and the facts it may state.
+
+    ``idle`` is a node that never runs. It has to fit the others, or the model would not load, and freezes nothing.
+    """
 
     def __init__(
         self, node: Node, ins: Sequence[Layout | None], outs: Sequence[Layout | None], facts: Facts, known: Known
@@ -142,6 +147,7 @@ class Op:
         self.outs = outs
         self.facts = facts
         self.label = node.label
+        self.idle = any(node.body[:depth] in facts.never for depth in range(1, len(node.body) + 1))
         self._known = known
         self._spoken: set[int] = set()
         self._zeros: dict[int, int] = {}
@@ -205,18 +211,24 @@ class Op:
     def freeze(self, dim: Dim, why: str) -> None:
         """Nothing may be removed from ``dim``."""
         self._spoken.add(id(dim))
-        freeze(dim, Reason(why, self.label))
+        if not self.idle:
+            freeze(dim, Reason(why, self.label))
 
     def freeze_all(self, why: str) -> None:
         """Every axis of every input and output stays whole."""
         for layout in (*self.ins, *self.outs):
-            for dim in layout or ():
-                self.freeze(dim, why)
+            self.freeze_layout(layout, why)
+
+    def freeze_layout(self, layout: Layout | None, why: str) -> None:
+        """Every axis of one operand stays whole."""
+        for dim in layout or ():
+            self.freeze(dim, why)
 
     def inexact(self, dim: Dim, why: str) -> None:
         """Positions may go, but what stays is computed from fewer values (a mean, a softmax): not the same function."""
         self._spoken.add(id(dim))
-        self.facts.inexact.append((dim, Reason(why, self.label)))
+        if not self.idle:
+            self.facts.inexact.append((dim, Reason(why, self.label)))
 
     def role(self, dim: Dim, role: str) -> None:
         """What the Dim is, in the field's words."""
@@ -251,6 +263,14 @@ class Op:
     def macs(self, fixed: int, *dims: Dim) -> None:
         """The node costs ``fixed`` times the sizes of ``dims``; axes of unknown size count by example."""
         self.facts.contractions.append(Contraction(self.node, fixed, dims))
+
+    def repeat(self, times: int) -> None:
+        """The body that begins here runs so many times."""
+        self.facts.repeats[*self.node.body, (self.node.index, 0)] = times
+
+    def never(self, branch: int) -> None:
+        """Of the bodies that begin here the one of this number never runs."""
+        self.facts.never.add((*self.node.body, (self.node.index, branch)))
 
     def mask(self, i: int, axis: int, against: tuple[int, int] | None = None) -> None:
         """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
@@ -375,7 +395,7 @@ class Op:
                 output = number >= len(signature.inputs)
                 operand = number - len(signature.inputs) * output
                 fixed *= math.prod(self.extent(output, operand, axis) for axis in range(start, stop))
-        self.facts.contractions.append(Contraction(self.node, fixed, tuple(dims)))
+        self.macs(fixed, *dims)
 
     def _masks(self, signature: Signature, bound: Binding) -> None:
         done = set()
@@ -403,18 +423,25 @@ Apply = Callable[[Op], None]
 
 @dataclass(frozen=True)
 class Rule:
-    """How an op ties its axes: ``text`` is its axis text, or the one-line description of its function."""
+    """How an op ties its axes: ``text`` is its axis text, or the one-line description of its function.
+
+    A ``gate`` is where values go into a body or come out of one: no node of a file has its operands, and it is asked
+    where the rank of one is not known, too.
+    """
 
     op: str
     text: str
     apply: Apply
+    gate: bool = False
 
 
 RULES: dict[str, Rule] = {}
 FROZEN: dict[str, str] = {}
 
 
-def rule(*ops: str, text: str = "", sizes: Mapping[str, Any] | None = None, **options: str) -> Callable[[Apply], Apply]:
+def rule(
+    *ops: str, text: str = "", sizes: Mapping[str, Any] | None = None, gate: bool = False, **options: str
+) -> Callable[[Apply], Apply]:
     """Register one rule for each of ``ops``: an axis text as it stands, or as a decorator the function below it.
 
     >>> rule("my_activation", text="... -> ...")  # doctest: +ELLIPSIS
@@ -425,7 +452,7 @@ def rule(*ops: str, text: str = "", sizes: Mapping[str, Any] | None = None, **op
         for op in ops:
             if op in RULES or op in FROZEN:
                 raise ValueError(f"two rules for {op}")
-            RULES[op] = Rule(op, text or (apply.__doc__ or "").strip().splitlines()[0], apply)
+            RULES[op] = Rule(op, text or (apply.__doc__ or "").strip().splitlines()[0], apply, gate)
         return apply
 
     if text:

@@ -7,10 +7,6 @@ A consumer computes W x, H = E[x xᵀ]. Removing the positions g and solving for
 and leaves W - W_g ((H⁻¹)_gg)⁻¹ (H⁻¹)_g: and a smaller H⁻¹, on which the next removal is judged (Hassibi & Stork, 1992;
 for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score.
 
-What least squares make good on the data that they were fitted to, they may not on others: with a hundred images the
-last layers of a network seem to cost nothing. So errors are also measured on the half of the data that was not fitted,
-at some sizes on the way, and the losses between are raised to that.
-
 G says what an error of the output costs: the second moment of the gradient of the loss there, half of it as it is and
 half of it brought to its mean eigenvalue (few gradients were seen in some directions). With labels drawn from the model
 itself this is its Fisher information, and a score is the expected rise of the loss, the same everywhere. Without
@@ -25,9 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from graphprune.analysis import Atom
-from graphprune.compensate import solve
 from graphprune.consumers import Consumer, Site, by_atom, consumers
-from graphprune.dims import Dim, Positions, numbers
+from graphprune.dims import Dim, numbers
 from graphprune.errors import UsageError
 from graphprune.graph import Array, Node
 from graphprune.memory import give_back
@@ -42,8 +37,6 @@ _ROWS = 8192
 _WIDEST = 2048
 """Outputs up to which the metric is a matrix; of more, its mean eigenvalue."""
 _SHRINK = 0.5
-_TRIED = (0.125, 0.25, 0.5, 0.75, 0.875)
-"""Shares of a Dim at whose removal errors on other data are measured."""
 Metrics = Mapping[str, Floats]
 """By weight: the metric of the outputs that it makes, [m, m], or one number where that is all that is known."""
 
@@ -150,7 +143,7 @@ class _Side:
     """One consumer of an atom, while positions are removed from it.
 
     ``root`` [r, n] times its transpose from the left is WᵀGW, ``inverse`` [n, n] is H⁻¹; what was removed is zero in
-    both, but not in ``dense``. ``columns`` are those of each position, ``others`` of none.
+    both. ``columns`` are those of each position.
     """
 
     def __init__(
@@ -158,7 +151,6 @@ class _Side:
     ) -> None:
         seen = merged([moments[site] for site in consumer.sites])
         second = seen.raw
-        self.halves = tuple(half.raw for half in seen.halves) if seen.halves else None
         weight = consumer.matrix(task.analysis.read(consumer.weight))
         size = float(np.einsum("ij,ij->", weight @ second, weight))
         metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
@@ -168,19 +160,6 @@ class _Side:
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
-        self.others = np.flatnonzero(labels == 0)
-        self.dense = self.root.copy()
-
-    def unseen(self, kept: Positions) -> float:
-        """The error when the positions ``kept`` stay and make up for the others, on the half of the data not fitted."""
-        assert self.halves is not None
-        at = np.sort(np.concatenate([*(self.columns[p] for p in kept), self.others]))
-        errors = []
-        for fitted, other in (self.halves, self.halves[::-1]):
-            lost = self.dense.copy()
-            lost[:, at] -= solve(self.dense, fitted, at, DAMPING)
-            errors.append(float(np.einsum("ij,ij->", lost @ other, lost)))
-        return sum(errors) / 2
 
     def alone(self) -> Floats:
         """What removing each position alone would cost."""
@@ -221,17 +200,7 @@ def _root(weight: Floats, metric: Floats) -> Floats:
 
 
 def _removed(atom: Atom, sides: list[_Side]) -> Floats:
-    """For each position the loss by the time it goes, never less than before."""
-    order, losses = _greedy(atom, sides)
-    raised = losses * _optimism(order, losses, sides)
-    scores = np.empty(atom.size)
-    scores[order] = np.maximum.accumulate(raised)
-    scores[order[-1]] = 2 * raised.max() or 1.0
-    return scores
-
-
-def _greedy(atom: Atom, sides: list[_Side]) -> tuple[Positions, Floats]:
-    """The positions in the order they go, the one that stays last, and what each cost then."""
+    """For each position the loss by the time it goes, never less than before; twice the most for the one that stays."""
     left = list(range(atom.size))
     order: list[int] = []
     lost: list[float] = []
@@ -245,19 +214,7 @@ def _greedy(atom: Atom, sides: list[_Side]) -> tuple[Positions, Floats]:
             side.remove([left[i] for i in going])
         gone = set(going.tolist())
         left = [p for i, p in enumerate(left) if i not in gone]
-    return np.array([*order, *left]), np.array([*lost, 0.0])
-
-
-def _optimism(order: Positions, losses: Floats, sides: list[_Side]) -> Floats:
-    """By how much more the error grows on data that were not fitted, for each removal; never less than one."""
-    factors, done, before = np.ones(len(order)), 0, 0.0
-    if any(side.halves is None for side in sides):
-        return factors
-    for count in dict.fromkeys(int(share * len(order)) for share in _TRIED):
-        if count > done:
-            kept = np.sort(order[count:])
-            unseen = sum(side.unseen(kept) for side in sides)
-            inside = float(losses[done:count].sum())
-            factors[done:] = max(1.0, (unseen - before) / inside) if inside > 0 else 1.0
-            done, before = count, unseen
-    return factors
+    scores = np.empty(atom.size)
+    scores[order] = np.maximum.accumulate(lost)
+    scores[left] = 2 * max(lost, default=0.0) or 1.0
+    return scores

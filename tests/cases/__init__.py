@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.cases import (
     attention,
+    control,
     conv,
     dynamic,
     fused,
@@ -25,6 +26,7 @@ from tests.cases.table import CASES, Case
 
 FAMILIES = (
     attention,
+    control,
     conv,
     dynamic,
     fused,

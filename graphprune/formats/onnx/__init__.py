@@ -6,12 +6,13 @@ that change and leaves everything else byte for byte as it was, unknown fields i
 
 from __future__ import annotations
 
+from graphprune.formats.onnx.functions import remarks
 from graphprune.formats.onnx.gradients import gradients, pull, signals, walk
 from graphprune.formats.onnx.last import last
 from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.moments import moments, replaced
 from graphprune.formats.onnx.names import vocabulary
-from graphprune.formats.onnx.proof import check, mask, maskable, nudge
+from graphprune.formats.onnx.proof import check, forced, mask, maskable, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.recover import reestimate_batch_norm
 from graphprune.formats.onnx.runtime import give, run, trials
@@ -26,6 +27,7 @@ __all__ = [
     "cut_in_place",
     "disk_bytes",
     "exported",
+    "forced",
     "give",
     "gradients",
     "last",
@@ -37,6 +39,7 @@ __all__ = [
     "pull",
     "read",
     "reestimate_batch_norm",
+    "remarks",
     "replaced",
     "run",
     "same",

@@ -26,6 +26,7 @@ from graphprune.formats.onnx import (
     lift_fused,  # noqa: F401
     tensors,
 )
+from graphprune.formats.onnx.bodies import bodies, captured, places
 from graphprune.formats.onnx.lift_ops import ByReference, find
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
@@ -84,18 +85,19 @@ class Lifted:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Nodes in order, and the values that nobody reads after each."""
+        """Nodes of the main graph in order, and the values that nobody reads after each."""
         known, graph = self.graph.weights, self.graph
-        protos = [n for n in self.model.proto.graph.node if not (n.op_type == "Constant" and n.output[0] in known)]
+        stand = {place.at: i for i, place in enumerate(places(self.model.proto, known)) if not place.scope.number}
+        nodes = [(graph.nodes[i], self.model.proto.graph.node[at]) for at, i in stand.items()]
         ends: dict[str, int] = {}
-        for node in graph.nodes:
-            ends |= dict.fromkeys((*node.inputs, *node.outer, *node.outputs), node.index)
+        for step, (_, proto) in enumerate(nodes):
+            ends |= dict.fromkeys((*proto.input, *captured(proto), *proto.output), step)
         for name in {*graph.outputs, *known, ""}:
             ends.pop(name, None)
-        last: list[list[str]] = [[] for _ in graph.nodes]
-        for name, index in ends.items():
-            last[index].append(name)
-        return list(zip(graph.nodes, protos, last, strict=True))
+        last: list[list[str]] = [[] for _ in nodes]
+        for name, step in ends.items():
+            last[step].append(name)
+        return [(node, proto, done) for (node, proto), done in zip(nodes, last, strict=True)]
 
     def __call__(self, batch: Mapping[str, Any], watch: Watch | None = None) -> dict[str, Tensor]:
         """Outputs by name. ``watch(name, value)`` sees every input and value, and says what goes on in its place.
@@ -144,11 +146,11 @@ class Lifted:
         return found
 
     def _run(self, node: Node, proto: onnx.NodeProto, values: Mapping[str, Tensor]) -> list[Tensor]:
-        inputs = [values[name] if name else None for name in node.inputs]
         name = node.kind if proto.domain in STANDARD else f"{proto.domain}.{node.kind}"
         function = find(name, self.graph.opset)
         if function is None:
             return self._by_reference(node, proto, values)
+        inputs = [values[name] if name else None for name in node.inputs]
         try:
             found = function(*inputs, **self._attributes(node, proto))
         except ByReference:
@@ -174,7 +176,7 @@ class Lifted:
 
     def _by_reference(self, node: Node, proto: onnx.NodeProto, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Without a gradient, by onnx's numpy implementation; UsageError where a gradient would have to go through."""
-        names = list(dict.fromkeys(name for name in (*node.inputs, *node.outer) if name))
+        names = list(dict.fromkeys(name for name in (*proto.input, *captured(proto)) if name))
         infos = [helper.make_empty_tensor_value_info(name) for name in names]
         outputs = [helper.make_empty_tensor_value_info(name) for name in node.outputs if name]
         whole = self.model.proto
@@ -195,7 +197,8 @@ class Lifted:
                 f"{where} cannot be run for gradients: {error}",
                 hint="prune the torch module instead, or choose a score without gradients",
             ) from error
-        if any(values[name].requires_grad for name in names) and any(t.is_floating_point() for t in made):
+        inner = bool(bodies(proto)) and any(value.requires_grad for value in self.constants.values())
+        if (inner or any(values[name].requires_grad for name in names)) and any(t.is_floating_point() for t in made):
             raise UsageError(
                 f"no gradient is known of {where}",
                 hint="prune the torch module instead, or choose a score without gradients",
@@ -211,7 +214,11 @@ class Lifted:
 def lift(model: OnnxModel, dtype: torch.dtype = torch.float32, *, trainable: bool = False) -> Lifted:
     """``model`` as a function that torch can differentiate; by its weights, too, where it is ``trainable``."""
     made = Lifted(model, {}, dtype)
+    main = model.proto.graph
+    inside = set(model.graph.weights) - {t.name for t in main.initializer} - {o for n in main.node for o in n.output}
     for name, weight in model.graph.weights.items():
+        if name in inside:  # a body runs as a whole
+            continue
         value = made._tensor(weight.load())
         made.constants[name] = value.requires_grad_(trainable and weight.dtype in FLOATS and value.numel() > 1)
     return made

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.bodies import scopes
 from graphprune.graph import Array, Graph
 from graphprune.memory import give_back
 
@@ -47,13 +48,18 @@ class Edit:
 
 @dataclass
 class OnnxModel:
-    """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs."""
+    """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs.
+
+    ``written`` is the model with its calls of local functions, where ``proto`` has the nodes that they stand for; its
+    initialisers are those of ``proto``.
+    """
 
     proto: onnx.ModelProto
     folder: Path | None = None
     path: Path | None = None
     edits: dict[str, Edit] = field(default_factory=dict)
     given: Trial | None = None
+    written: onnx.ModelProto | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -67,7 +73,7 @@ class OnnxModel:
     @property
     def bytes(self) -> int:
         """Bytes of all initialisers and constants."""
-        return sum(tensors.nbytes(t) for t in stored_tensors(self.proto))
+        return sum(tensors.nbytes(t) for scope in scopes(self.proto) for _, t in held_tensors(scope.graph))
 
     @property
     def external(self) -> bool:
@@ -99,19 +105,22 @@ class OnnxModel:
 
     def copy(self) -> OnnxModel:
         """The same model, whose protobuf and edits can be changed; larger weights are shared."""
-        proto = onnx.ModelProto()
+        proto, written = onnx.ModelProto(), onnx.ModelProto()
         proto.CopyFrom(self.proto)
-        return replace(self, proto=proto, path=None, edits=dict(self.edits))
+        written.CopyFrom(self.written or written)
+        return replace(self, proto=proto, path=None, edits=dict(self.edits), written=self.written and written)
 
     def put(self, values: Mapping[str, Array]) -> None:
         """Let ``values`` take the place of the weights of those names, each of the same shape and type."""
         for tensor in self.proto.graph.initializer:
             if tensor.name in values:
                 self._hold(tensor, values[tensor.name])
-        for node in self.proto.graph.node:
-            stored = constant_tensor(node)
-            if stored is not None and node.output[0] in values:
-                stored.CopyFrom(tensors.from_array(values[node.output[0]], stored))
+        inside = [scope for proto in (self.proto, self.written) if proto is not None for scope in scopes(proto)]
+        for scope in inside:
+            for own, stored in held_tensors(scope.graph, initialisers=scope.number > 0):
+                name = scope.name(own)
+                if name in values:
+                    stored.CopyFrom(tensors.from_array(values[name], stored))
 
     def _hold(self, tensor: onnx.TensorProto, values: Array) -> None:
         """Put ``values`` into ``tensor``, an initialiser, or beside the protobuf."""
@@ -204,13 +213,13 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return next((a.t for a in node.attribute if a.name == "value"), None)
 
 
-def stored_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Initialisers and the tensors of Constant nodes, of the main graph."""
-    yield from proto.graph.initializer
-    for node in proto.graph.node:
+def held_tensors(graph: onnx.GraphProto, *, initialisers: bool = True) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Initialisers and the tensors of Constant nodes of one graph, each under the name that the graph gives it."""
+    yield from ((tensor.name, tensor) for tensor in graph.initializer if initialisers)
+    for node in graph.node:
         tensor = constant_tensor(node)
         if tensor is not None:
-            yield tensor
+            yield node.output[0], tensor
 
 
 def native(model: OnnxModel) -> onnx.ModelProto:

@@ -8,12 +8,15 @@ import onnx
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import VerifyError
+from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.runtime import first_line
 from graphprune.formats.onnx.shapes import skeleton
-from graphprune.graph import Array
+from graphprune.graph import Array, Graph
+from graphprune.rules.control import taken
 from graphprune.rules.registry import Mask
+from graphprune.values import Values
 
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
 _ULP = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
@@ -54,14 +57,13 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
     """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
     made = model.copy()
     proto = made.proto
-    position = {id(node): i for i, node in enumerate(analysis.graph.nodes)}
-    everything = list(enumerate(proto.graph.node))
-    real = [(i, n) for i, n in everything if not (n.op_type == "Constant" and n.output[0] in analysis.graph.weights)]
-    extra: dict[int, list[onnx.NodeProto]] = {}
+    everywhere = places(proto, analysis.graph.weights)
+    extra: dict[int, dict[int, list[onnx.NodeProto]]] = {}
     for number, wanted in enumerate(analysis.facts.masks):
         if not touched(wanted.dim, chosen) or not _puts_zeros(analysis, wanted):
             continue
-        at, node = real[position[id(wanted.node)]]
+        place = everywhere[wanted.node.index]
+        node = place.node
         value = analysis.graph.values[wanted.node.inputs[wanted.input]]
         zeros = np.zeros(wanted.dim.size or 0)
         zeros[take(wanted.dim, chosen)] = 1
@@ -69,15 +71,33 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
         shape[wanted.axis] = len(zeros)
         name = f"graphprune/mask_{number}"
         kept, point = zeros.reshape(shape), node.input[wanted.zero] if wanted.zero is not None else ""
-        extra.setdefault(at, []).extend(_helpers(name, node.input[wanted.input], kept, value.dtype, point))
+        helpers = _helpers(name, node.input[wanted.input], kept, value.dtype, point)
+        extra.setdefault(place.scope.number, {}).setdefault(place.at, []).extend(helpers)
         node.input[wanted.input] = f"{name}/masked"
-    nodes = []
-    for at, node in everything:
-        nodes += [*extra.get(at, []), node]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+    for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
+        if scope.number in extra:
+            ahead = extra[scope.number]
+            nodes = [one for at, node in enumerate(scope.graph.node) for one in (*ahead.get(at, ()), node)]
+            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            del scope.graph.node[:]
+            scope.graph.node.extend(copies)
     return made
+
+
+def forced(model: OnnxModel, graph: Graph) -> dict[str, OnnxModel]:
+    """The model with every If whose condition hangs on data made to take its first branch, and its second.
+
+    ``graph`` is the view of the model that this one was made of.
+    """
+    known = Values(graph)
+    open_ = {node.outputs[0] for node in graph.nodes if node.op == "if" and taken(known(node.inputs[0])) is None}
+    found = {}
+    for branch, words in enumerate(("first", "second") if open_ else ()):
+        made = model.copy()
+        inside = [(scope, scope.graph.node[at]) for scope in scopes(made.proto) for at in scope.inner]
+        force(made.proto, [node for scope, node in inside if scope.name(node.output[0]) in open_], branch)
+        found[f"{words} branch of every If"] = made
+    return found
 
 
 def _helpers(name: str, value: str, kept: Array, dtype: str, point: str) -> list[onnx.NodeProto]:

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from graphprune.errors import ReadError
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.check import check_data, check_structure
+from graphprune.formats.onnx.functions import spelled_out
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
 
@@ -48,7 +49,7 @@ def read(source: str | Path | onnx.ModelProto) -> OnnxModel:
         path = Path(source)
         model = OnnxModel(_load(path), path.parent, path)
     _check(model)
-    return model.settled()
+    return spelled_out(model.settled())
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.bodies import scopes
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
 from graphprune.formats.onnx.names import as_onnx
 from graphprune.graph import Shape
@@ -39,18 +40,20 @@ def static_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, s
         inferred = proto
     shapes: dict[str, Shape] = {}
     dtypes: dict[str, str] = {}
-    graph = inferred.graph
-    for info in (*graph.value_info, *graph.output, *graph.input):
-        read = declared_shape(info)
-        if info.type.HasField("tensor_type"):
-            dtypes[info.name] = tensors.dtype_name(info.type.tensor_type.elem_type)
-        if read is not None:
-            shapes[info.name] = read
+    for scope in scopes(inferred):
+        graph = scope.graph
+        for info in (*graph.value_info, *graph.output, *graph.input):
+            name = scope.name(info.name)
+            read = declared_shape(info, name)
+            if info.type.HasField("tensor_type"):
+                dtypes[name] = tensors.dtype_name(info.type.tensor_type.elem_type)
+            if read is not None:
+                shapes[name] = read
     return shapes, dtypes
 
 
-def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """The shape written in a value info; None where there is no tensor or no rank."""
+def declared_shape(info: onnx.ValueInfoProto, name: str = "") -> Shape | None:
+    """The shape written in a value info, for the value ``name``; None where there is no tensor or no rank."""
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return None
     sizes: list[int | str] = []
@@ -58,7 +61,7 @@ def declared_shape(info: onnx.ValueInfoProto) -> Shape | None:
         if dim.HasField("dim_value") and dim.dim_value >= 0:
             sizes.append(dim.dim_value)
         else:
-            sizes.append(str(dim.dim_param or f"{UNKNOWN}{info.name}_{i}"))  # bytes where it is no valid text
+            sizes.append(str(dim.dim_param or f"{UNKNOWN}{name or info.name}_{i}"))  # bytes where it is no valid text
     return tuple(sizes)
 
 
@@ -80,7 +83,8 @@ def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: in
     """Assignments to try, each for two runs or three between which every symbol varies.
 
     Batch axes are small, the others distinct multiples of a unit; or one is the sum of two others (past, new and all
-    positions), also with a batch only where there is one new position, as caches ask for; or all others are equal.
+    positions), also with a batch only where there is one new position, as caches ask for; or all others are equal; or
+    one that has no name in the file is the batch again.
     """
     others = [s for s in symbols if s not in first_axes]
     units = dict.fromkeys((first_unit, 32, 8, 1, 7, 16, 64, 160, 224, 512))
@@ -91,6 +95,9 @@ def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: in
 
     if not 3 <= len(others) <= _MOST:
         yield from (made(unit, batches, spread) for unit in units for spread in (2, 0) for batches in _BATCHES)
+        for again in (symbol for symbol in others if first_axes and symbol.startswith(UNKNOWN)):
+            batch = min(first_axes)
+            yield from (tuple({**s, again: s[batch]} for s in made(unit, _BATCHES[0])) for unit in units)
         return
     yield from (made(unit, batches) for unit in units for batches in _BATCHES)
     for new, past, total in sorted(permutations(others, 3), key=lambda three: symbols[three[2]]):

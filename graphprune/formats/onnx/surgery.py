@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +20,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, size_after, take, touched
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights
+from graphprune.formats.onnx.bodies import Place, Scope, places, scopes
+from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights, held_tensors
 from graphprune.graph import Array, Node
 from graphprune.rules.registry import Slot
 from graphprune.signature import Layout
@@ -50,10 +51,11 @@ class _Surgeon:
         self.rewired: dict[int, dict[int, Array]] = defaultdict(dict)
         self.attrs: dict[int, dict[str, object]] = defaultdict(dict)
         self.overwrites: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
-        self.restores: dict[int, dict[int, int]] = {}
+        self.restores: dict[int, tuple[int, dict[int, int]]] = {}
         self.values: dict[str, Array] = {}
-        self._taken = {name for node in model.proto.graph.node for name in (node.name, *node.output)}
-        self._taken |= {item.name for item in (*model.proto.graph.initializer, *model.proto.graph.input)}
+        self._taken: set[str] = set()
+        for scope in scopes(model.proto):
+            self._taken |= {node.name for node in scope.graph.node} | {*scope.names, *scope.names.values()}
 
     # Weights.
 
@@ -151,7 +153,7 @@ class _Surgeon:
         for node, dims in self.analysis.facts.shapes:
             old = {i: dim.size or 0 for i, dim in enumerate(dims) if self._changed(dim)}
             if old and self._reads(node, old):
-                self.restores[node.index] = old
+                self.restores[node.index] = len(dims), old
 
     def _reads(self, node: Node, entries: Iterable[int]) -> bool:
         """Whether anybody looks at one of ``entries`` of a Shape node's result."""
@@ -169,33 +171,58 @@ class _Surgeon:
 
     def finish(self) -> OnnxModel:
         """The edited copy."""
-        proto = copy_without_weights(self.source.proto)
         self._settle_constants()
         orphans = self._orphans()
+        due = {*self.rewired, *self.attrs, *self.overwrites, *self.restores}
+        proto, stand = self._target(due)
         for tensor in self.source.proto.graph.initializer:
             if tensor.name not in orphans:
                 proto.graph.initializer.append(self._initialiser(tensor))
-        constants = self.analysis.graph.weights
-        inside = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in constants)]
-        due = sorted({*self.rewired, *self.attrs, *self.overwrites, *self.restores})
-        replaced = dict(zip(due, self._operate(proto, inside, due), strict=True)) if due else {}
-        nodes: list[onnx.NodeProto] = []
-        index = 0
-        for node in proto.graph.node:
-            if node.op_type == "Constant" and node.output[0] in constants:
-                if node.output[0] not in orphans:
-                    nodes.append(self._constant_node(node))
-                continue
-            nodes += replaced.get(index, [node])
-            index += 1
-        nodes = [_copy(node) for node in nodes]
-        del proto.graph.node[:]
-        proto.graph.node.extend(nodes)
-        self._value_infos(proto)
+        here: dict[int, dict[int, int]] = defaultdict(dict)
+        for index in sorted(due):
+            here[stand[index].scope.number][stand[index].at] = index
+        for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
+            self._write(proto, scope, here[scope.number], orphans)
         left = {tensor.name for tensor in proto.graph.initializer}
         edits = {name: edit for name, edit in (self.source.edits | self.edits).items() if name in left}
         made = OnnxModel(proto, self.source.folder, None, edits)
         return made if self.source.external else made.settled()
+
+    def _target(self, due: set[int]) -> tuple[onnx.ModelProto, Mapping[int, Place]]:
+        """What is written to, and where each of ``due`` stands in it: the model with its calls where that will do."""
+        weights, written = self.analysis.graph.weights, self.source.written
+        if written is not None:
+            nodes = self.analysis.graph.nodes
+            by_name = {place.scope.name(place.node.output[0]): place for place in places(written, weights)}
+            held = {scope.name(name) for scope in scopes(written) for name, _ in held_tensors(scope.graph)}
+            names = {index: nodes[index].outputs[0] for index in due}
+            if held >= set(self.constants) and by_name.keys() >= set(names.values()):
+                proto = copy_without_weights(written)
+                by_name = {place.scope.name(place.node.output[0]): place for place in places(proto, weights)}
+                return proto, {index: by_name[name] for index, name in names.items()}
+        proto = copy_without_weights(self.source.proto)
+        return proto, dict(enumerate(places(proto, weights)))
+
+    def _write(self, proto: onnx.ModelProto, scope: Scope, due: dict[int, int], orphans: set[str]) -> None:
+        """The nodes, constants and shapes of one graph; ``due``: nodes to operate on, by where they stand."""
+        graph = scope.graph
+        if scope.number:
+            for tensor in list(graph.initializer):
+                if scope.name(tensor.name) in orphans:
+                    graph.initializer.remove(tensor)
+                elif (data := self.constants.get(scope.name(tensor.name))) is not None:
+                    tensor.CopyFrom(tensors.from_array(data, tensor))
+        replaced = dict(zip(due, self._operate(proto, scope, due), strict=True)) if due else {}
+        nodes: list[onnx.NodeProto] = []
+        for at, node in enumerate(graph.node):
+            if node.op_type == "Constant" and scope.name(node.output[0]) in self.analysis.graph.weights:
+                nodes += [] if scope.name(node.output[0]) in orphans else [self._constant_node(scope, node)]
+            else:
+                nodes += replaced.get(at, [node])
+        nodes = [_copy(node) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        self._value_infos(scope)
 
     def _settle_constants(self) -> None:
         """A constant that one node alone reads is edited where it stands; a shared one is copied for its reader."""
@@ -245,8 +272,8 @@ class _Surgeon:
         )
         return bare
 
-    def _constant_node(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        data = self.constants.get(node.output[0])
+    def _constant_node(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto:
+        data = self.constants.get(scope.name(node.output[0]))
         if data is None:
             return node
         tensor = constant_tensor(node)
@@ -257,16 +284,15 @@ class _Surgeon:
         changed.attribute.append(value)
         return changed
 
-    def _operate(
-        self, proto: onnx.ModelProto, nodes: list[onnx.NodeProto], due: list[int]
-    ) -> list[list[onnx.NodeProto]]:
+    def _operate(self, proto: onnx.ModelProto, scope: Scope, due: dict[int, int]) -> list[list[onnx.NodeProto]]:
         """The nodes ``due`` through onnx-graphsurgeon, each with the constants and overwrites it needs before it."""
-        graph = onnx.GraphProto(name="operation", node=[nodes[i] for i in due])
+        originals = [scope.graph.node[at] for at in due]
+        graph = onnx.GraphProto(name="operation", node=originals)
         mini = onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
         table = gs.import_onnx(mini)
         patients = list(table.nodes)
         before, after = [], []
-        for index, patient in zip(due, patients, strict=True):
+        for index, patient in zip(due.values(), patients, strict=True):
             helpers: list[gs.Node] = []
             for name, value in self.attrs.get(index, {}).items():
                 if value is None:
@@ -276,17 +302,17 @@ class _Surgeon:
             for i, data in self.rewired.get(index, {}).items():
                 _set_input(patient, i, self._constant(helpers, f"{patient.outputs[0].name}/input_{i}", data))
             for i, new in self.overwrites.get(index, {}).items():
-                self._overwrite(helpers, patient, i, new)
+                self._overwrite(helpers, index, patient, i, new)
             before.append(helpers)
-            after.append(self._restore(patient, self.restores[index]) if index in self.restores else [])
+            after.append(self._restore(patient, *self.restores[index]) if index in self.restores else [])
         table.nodes = [
             n for group in zip(before, patients, after, strict=True) for n in (*group[0], group[1], *group[2])
         ]
         made = iter(gs.export_onnx(table, do_type_check=False).graph.node)
         groups = []
-        for index, ahead, behind in zip(due, before, after, strict=True):
+        for index, original, ahead, behind in zip(due.values(), originals, before, after, strict=True):
             group = [next(made) for _ in range(len(ahead) + 1 + len(behind))]
-            group[len(ahead)] = _merge(nodes[index], group[len(ahead)], self.attrs.get(index, {}))
+            group[len(ahead)] = _merge(original, group[len(ahead)], self.attrs.get(index, {}))
             groups.append(group)
         return groups
 
@@ -325,26 +351,27 @@ class _Surgeon:
         ]
         helpers.append(gs.Node("Where", self._name(f"{name}/where"), {}, inputs, [output]))
 
-    def _overwrite(self, helpers: list[gs.Node], node: gs.Node, i: int, new: dict[int, int]) -> None:
+    def _overwrite(self, helpers: list[gs.Node], index: int, node: gs.Node, i: int, new: dict[int, int]) -> None:
         """Input ``i``, a computed shape, with some entries replaced."""
         target = node.inputs[i]
         output = gs.Variable(self._name(f"{node.outputs[0].name}/shape_{i}"))
-        self._pick(helpers, output.name, target, new, output, self._shape(target.name))
+        self._pick(helpers, output.name, target, new, output, self._shape(self.analysis.graph.nodes[index].inputs[i]))
         node.inputs[i] = output
 
-    def _restore(self, node: gs.Node, old: dict[int, int]) -> list[gs.Node]:
-        """A Shape node's result with the old sizes put back."""
+    def _restore(self, node: gs.Node, entries: int, old: dict[int, int]) -> list[gs.Node]:
+        """A Shape node's result, so many ``entries``, with the old sizes put back."""
         seen, helpers = node.outputs[0], []  # type: gs.Variable, list[gs.Node]
         node.outputs[0] = gs.Variable(self._name(f"{seen.name}/after"))
-        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, self._shape(seen.name))
+        self._pick(helpers, f"{seen.name}/before", node.outputs[0], old, seen, (entries,))
         return helpers
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(map(int, self.analysis.graph.shape(name) or ()))
 
-    def _value_infos(self, proto: onnx.ModelProto) -> None:
-        for info in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-            layout = self.analysis.facts.layouts.get(info.name)
+    def _value_infos(self, scope: Scope) -> None:
+        graph = scope.graph
+        for info in (*graph.value_info, *graph.input, *graph.output):
+            layout = self.analysis.facts.layouts.get(scope.name(info.name))
             if layout is None or not info.type.HasField("tensor_type"):
                 continue
             for dim, size in zip(layout, info.type.tensor_type.shape.dim, strict=False):

@@ -60,12 +60,11 @@ ROUNDS = ("quantize_linear", "dynamic_quantize_linear", "dynamic_quantize_mat_mu
 def unrounded(model: OnnxModel) -> OnnxModel | None:
     """``model`` without the rounding of activations; None where nothing is rounded, or not all of it is followed."""
     graph = model.graph
-    if not any(_bare(node) in ROUNDS for node in graph.nodes):
-        return None
-    facts = analyse(graph).facts
-    made = model.copy()
-    weights = graph.weights
+    made, weights = model.copy(), graph.weights
     protos = [n for n in made.proto.graph.node if not (n.op_type == "Constant" and n.output[0] in weights)]
+    if not any(_bare(node) in ROUNDS for node in graph.nodes) or len(protos) != len(graph.nodes):
+        return None  # bodies and functions are not followed
+    facts = analyse(graph).facts
     constants = [n for n in made.proto.graph.node if n.op_type == "Constant" and n.output[0] in weights]
     writer = _Writer(graph)
     for node, proto in zip(graph.nodes, protos, strict=True):

@@ -12,17 +12,20 @@ import numpy as np
 import onnx
 
 from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.bodies import Place, captured, opset, places, scopes
 from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor
 from graphprune.formats.onnx.names import STANDARD, rule_name
 from graphprune.formats.onnx.probe import probe
 from graphprune.formats.onnx.shapes import skeleton, static_shapes
 from graphprune.graph import Array, Graph, Node, Shape, Value, Weight
 
+_DEFAULTS = 4
+"""The version of the format since which a weight that is listed as an input is only its default; before, all were."""
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
 
 
 def view(model: OnnxModel) -> Graph:
-    """Nodes, values and weights of the main graph; shapes by inference, then by probing."""
+    """Nodes, values and weights of the model, bodies included; shapes by inference, then by probing."""
     proto = model.proto
     known, dtypes = static_shapes(skeleton(model))
     weights = _weights(model)
@@ -40,31 +43,50 @@ def _graph(
     example: dict[str, int],
 ) -> Graph:
     functions = {(f.domain, f.name) for f in proto.functions}
-    nodes = [n for n in proto.graph.node if not (n.op_type == "Constant" and n.output[0] in weights)]
-    made = tuple(_node(i, node, functions) for i, node in enumerate(nodes))
+    made = [_node(i, place, functions) for i, place in enumerate(places(proto, weights))]
     values = {name: Value(name, known.get(name), dtypes.get(name, "undefined")) for name in {*known, *dtypes}}
-    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD), default=1)
     outside = [info.name for info in proto.graph.input if info.name not in weights]
     outside += [sparse.values.name for sparse in proto.graph.sparse_initializer]
+    ends = tuple(o.name for o in proto.graph.output)
+    listed = {info.name for info in proto.graph.input if proto.ir_version >= _DEFAULTS}
+    defaults = frozenset(listed & weights.keys())
     return Graph(
-        made, values, weights, tuple(outside), tuple(o.name for o in proto.graph.output), example, opset, resizable=True
+        tuple(made), values, weights, tuple(outside), ends, example, opset(proto), resizable=True, defaults=defaults
     )
 
 
-def _node(index: int, node: onnx.NodeProto, functions: set[tuple[str, str]]) -> Node:
+def _node(index: int, place: Place, functions: set[tuple[str, str]]) -> Node:
+    node = place.node
     op = rule_name(node.op_type, node.domain)
     if (node.domain, node.op_type) in functions:
         op = f"function {op}"
-    outer: list[str] = []
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            outer += _captured(body)
     attrs = {a.name: _attribute(a) for a in node.attribute}
     if op == "cast":
         attrs["integer"] = attrs.get("to") in _INTEGERS
-    captured = tuple(dict.fromkeys(outer))
-    ends = tuple(node.input), tuple(node.output)
-    return Node(index, op, node.name, *ends, attrs, node.op_type, captured, _scope(node))
+    outer: tuple[str, ...] = ()
+    ends = tuple(map(place.scope.name, node.input)), tuple(map(place.scope.name, node.output))
+    if place.inner:
+        op, *ends = _gate(op, place, attrs)  # type: ignore[assignment]
+    else:
+        outer = tuple(map(place.scope.name, captured(node)))
+    return Node(index, op, node.name, *ends, attrs, node.op_type, outer, _scope(node), place.body)
+
+
+def _gate(op: str, place: Place, attrs: dict[str, Any]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Where values go into a body, or come out of one: what a node with bodies is between the nodes inside them."""
+    node, scope, inner = place.node, place.scope, place.inner
+    inputs, outputs = ([scope.name(name) for name in names] for names in (node.input, node.output))
+    starts = [inner[0].name(info.name) for info in inner[0].graph.input]
+    ends = [[body.name(info.name) for info in body.graph.output] for body in inner]
+    if op == "if":
+        return ("if_enter", tuple(inputs), ()) if place.enters else (op, (*inputs, *ends[0], *ends[1]), tuple(outputs))
+    scanned = attrs.get("num_scan_inputs", 0)
+    ahead = 2 if op == "loop" else 0
+    attrs["states"] = states = len(starts) - ahead - scanned
+    if place.enters:
+        return f"{op}_enter", tuple(inputs), tuple(starts)
+    ends[0] = ends[0] if op == "loop" else ["", *ends[0]]
+    return op, (ends[0][0], *starts[ahead : ahead + states], *ends[0][1:]), tuple(outputs)
 
 
 def _scope(node: onnx.NodeProto) -> str:
@@ -93,35 +115,24 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
-def _captured(body: onnx.GraphProto) -> list[str]:
-    """Names that a body reads from outside itself."""
-    inside = {t.name for t in body.initializer} | {i.name for i in body.input}
-    names = []
-    for node in body.node:
-        names += [name for name in node.input if name and name not in inside]
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                names += [name for name in _captured(inner) if name not in inside]
-        inside |= set(node.output)
-    return names + [o.name for o in body.output if o.name not in inside]
-
-
 def _weights(model: OnnxModel) -> dict[str, Weight]:
     found: dict[str, Weight] = {}
-    for tensor in model.proto.graph.initializer:
-        if tensors.is_external(tensor) and tensor.name not in model.edits:
-            tensors.check_external(tensor, model.folder)
-        found[tensor.name] = Weight(
-            tensor.name,
-            tuple(tensor.dims),
-            tensors.dtype_name(tensor.data_type),
-            partial(_load, model.edits, tensor, model.folder),
-        )
-    for node in model.proto.graph.node:
-        if node.op_type == "Constant" and node.domain in STANDARD and node.output:
-            value = _constant(node)
-            if value is not None:
-                found[node.output[0]] = value
+    for scope in scopes(model.proto):
+        body = scope.number > 0
+        given = {info.name for info in scope.graph.input if body}
+        for tensor in scope.graph.initializer:
+            if tensor.name in given:  # by the node that the body is in
+                continue
+            if not body and tensors.is_external(tensor) and tensor.name not in model.edits:
+                tensors.check_external(tensor, model.folder)
+            name, edits = scope.name(tensor.name), {} if body else model.edits
+            load = partial(_load, edits, tensor, model.folder)
+            found[name] = Weight(name, tuple(tensor.dims), tensors.dtype_name(tensor.data_type), load)
+        for node in scope.graph.node:
+            if node.op_type == "Constant" and node.domain in STANDARD and node.output:
+                value = _constant(node, scope.name(node.output[0]))
+                if value is not None:
+                    found[value.name] = value
     return found
 
 
@@ -130,9 +141,8 @@ def _load(edits: Mapping[str, Edit], tensor: onnx.TensorProto, folder: Path | No
     return edit.array() if edit is not None else tensors.to_array(tensor, folder)
 
 
-def _constant(node: onnx.NodeProto) -> Weight | None:
+def _constant(node: onnx.NodeProto, name: str) -> Weight | None:
     tensor = constant_tensor(node)
-    name = node.output[0]
     if tensor is not None:
         dtype = tensors.dtype_name(tensor.data_type)
         return Weight(name, tuple(tensor.dims), dtype, partial(tensors.to_array, tensor, None))

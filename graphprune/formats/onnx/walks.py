@@ -19,14 +19,28 @@ class Walk:
     """As `graphprune.sequential.Walk` says."""
 
     def __init__(self, model: OnnxModel, batches: Sequence[Mapping[str, Array]]) -> None:
-        self.batches = len(batches)
         self._lifted = lift(model)
         self._held = [self._lifted.inputs(feeds) for feeds in batches]
         self._at = 0
 
+    @property
+    def batches(self) -> int:
+        """As the protocol says."""
+        return len(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """As the protocol says."""
+        return sum(value.nbytes for held in self._held for value in held.values())
+
+    def drop(self, count: int) -> None:
+        """As the protocol says."""
+        del self._held[-count:]
+
     def to(self, node: int) -> None:
         """As the protocol says."""
-        constants, steps = self._lifted.constants, self._lifted.steps[self._at : node]
+        constants = self._lifted.constants
+        steps = [step for step in self._lifted.steps if self._at <= step[0].index < node]
         with torch.no_grad():
             for batch, held in enumerate(self._held):
                 found = self._lifted.through(steps, constants | held)

@@ -13,7 +13,7 @@ from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, atoms, take, touched
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
-from graphprune.graph import Array
+from graphprune.graph import Array, Graph
 from graphprune.rules.registry import Mask
 
 Runner = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -136,6 +136,12 @@ def unrounded(model: TorchModel) -> None:
     del model
 
 
+def forced(model: TorchModel, graph: Graph) -> dict[str, TorchModel]:
+    """Nothing: what hangs on data is frozen."""
+    del model, graph
+    return {}
+
+
 def nudge(model: TorchModel, analysis: Analysis, seed: int) -> TorchModel:
     """Every floating-point weight that carries a prunable atom, moved by one unit in the last place."""
     made = clone(model)
@@ -155,6 +161,12 @@ def check(model: TorchModel) -> None:
         model.traced.graph.lint()
     except RuntimeError as error:
         raise VerifyError(f"the traced graph is broken: {error}") from error
+
+
+def remarks(model: TorchModel, made: TorchModel) -> list[str]:
+    """Nothing."""
+    del model, made
+    return []
 
 
 def same(a: TorchModel, b: TorchModel) -> bool:

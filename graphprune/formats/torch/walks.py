@@ -22,7 +22,6 @@ class Walk:
 
     def __init__(self, model: TorchModel, batches: Sequence[Mapping[str, Array]]) -> None:
         self.model = clone(model)
-        self.batches = len(batches)
         self._run = fx.Interpreter(self.model.traced, garbage_collect_values=False)
         nodes = list(self.model.traced.graph.nodes)
         self._nodes = [node for node in nodes if node.op == "call_function"]
@@ -42,6 +41,21 @@ class Walk:
             if node.op != "get_attr" and node.users and all(user in self._place for user in node.users):
                 ends[max(self._place[user] for user in node.users)].append(node)
         return ends
+
+    @property
+    def batches(self) -> int:
+        """As the protocol says."""
+        return len(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """As the protocol says."""
+        tensors = (value for held in self._held for value in held.values() if isinstance(value, torch.Tensor))
+        return sum(value.nbytes for value in tensors)
+
+    def drop(self, count: int) -> None:
+        """As the protocol says."""
+        del self._held[-count:]
 
     def to(self, node: int) -> None:
         """As the protocol says."""
