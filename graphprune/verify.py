@@ -100,10 +100,10 @@ class Proof:
                 if not other._constant():
                     yield other
 
-    def run(self, model: Any) -> Runner:
+    def run(self, model: Any, *, as_is: bool = False) -> Runner:
         """The dense ``model``, or one made of it, on the way of this proof, rounded or not."""
         made = self.format.forced(model, self.analysis.graph)[self.way] if self.way else model
-        return self.format.run(made if self._rounds else self.format.unrounded(made))
+        return self.format.run(made if self._rounds or as_is else self.format.unrounded(made))
 
     @property
     def sizes(self) -> str:
@@ -253,7 +253,7 @@ class Proof:
     def _runs(self, pruned: Any, chosen: Chosen | None) -> Check:
         try:
             self._check(pruned)
-            runner = self.run(pruned)
+            runner = self.run(pruned, as_is=True)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
                 found = runner(self.fit(inputs, chosen or {}))
                 for name, value in self.fit(expected, chosen or {}).items():
