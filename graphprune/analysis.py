@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen
-from graphprune.graph import Graph, Node, Shape
+from graphprune.graph import Array, Graph, Node, Shape, Weight
 from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.signature import Layout
 from graphprune.values import Values
@@ -26,6 +26,7 @@ DEFAULTS = "defaults"
 CACHE = "cache"
 """Heads or states that the model gives out and takes in again: cut only on request, as inputs and outputs shrink."""
 _CACHED = ("state", "kv-group", "head")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 _TABLES = ("int64", "bool")
 """Types of constants that nobody trains: lists of sizes, tables of indices, masks."""
 
@@ -97,6 +98,26 @@ class Analysis:
     def uses(self) -> list[tuple[str, Node | None, int, Layout]]:
         """Every stored tensor with its layout: one entry a weight, or one a reader where its layout is private."""
         return list(_stored(self.graph, self.facts))
+
+    def meant(self, name: str) -> tuple[Weight | None, Layout | None]:
+        """The numbers that weight ``name`` stands for, and their layout where that is not the stored one's.
+
+        None where it stands for none: what scales others, and integers whose scale is not known.
+        """
+        meaning = self.facts.meanings.get(name)
+        if meaning is not None:
+            return meaning.weight, meaning.layout
+        weight = self.graph.weights[name]
+        return (weight if weight.dtype in FLOATS and name not in self.facts.scales else None), None
+
+    def read(self, name: str) -> Array:
+        """The numbers that weight ``name`` stands for; as they are stored where these are not known."""
+        return (self.meant(name)[0] or self.graph.weights[name]).load()
+
+    def stored(self, name: str, values: Array) -> Array:
+        """``values`` as weight ``name`` would hold them: on the grid that its scales span, where it has any."""
+        meaning = self.facts.meanings.get(name)
+        return meaning.write(values) if meaning and meaning.write else values
 
     def __str__(self) -> str:
         lines = [f"{len(self.prunable)} prunable and {len(self.frozen)} frozen dims"]
@@ -349,4 +370,15 @@ def _path(use: Use) -> str:
     return (use.node.scope or use.node.label) if opaque and use.node.name else name
 
 
-__all__ = ["CACHE", "DEFAULTS", "DEFAULT_KINDS", "KINDS", "OPTIONAL_KINDS", "Analysis", "Atom", "Use", "analyse"]
+__all__ = [
+    "CACHE",
+    "DEFAULTS",
+    "DEFAULT_KINDS",
+    "FLOATS",
+    "KINDS",
+    "OPTIONAL_KINDS",
+    "Analysis",
+    "Atom",
+    "Use",
+    "analyse",
+]

@@ -89,7 +89,7 @@ def _held_out(
         return None
     biased = bias_of(analysis, consumer) is not None
     fitted, other = (half.covariance if biased else half.raw for half in halves)
-    weight = consumer.matrix(analysis.graph.weights[consumer.weight].load())
+    weight = consumer.matrix(analysis.read(consumer.weight))
     whole = _size(weight, other) or 1.0
     errors = []
     for damping in DAMPINGS:
@@ -138,7 +138,7 @@ def _change(
 ) -> None:
     graph = analysis.graph
     bias = bias_of(analysis, consumer)
-    stored = graph.weights[consumer.weight].load()
+    stored = analysis.read(consumer.weight)
     weight = consumer.matrix(stored)
     new = np.zeros_like(weight)
     new[:, kept] = weight[:, kept]
@@ -146,11 +146,12 @@ def _change(
         new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
         rest = weight.copy()
         rest[:, kept] = new[:, kept]
-        changed.values[consumer.weight] = consumer.stored(rest, stored)
+        changed.values[consumer.weight] = analysis.stored(consumer.weight, consumer.stored(rest, stored))
     lost = ((weight - new) @ whole.mean).reshape(_outputs(consumer, stored), -1).sum(1)
     if bias:
-        old = graph.weights[bias.name].load()
-        changed.values[bias.name] = (old + bias.sign * lost.reshape(old.shape)).astype(old.dtype)
+        old = analysis.read(bias.name)
+        new = (old + bias.sign * lost.reshape(old.shape)).astype(old.dtype)
+        changed.values[bias.name] = analysis.stored(bias.name, new)
     elif how == "bias" and len(consumer.nodes) == 1:
         node = consumer.nodes[0]
         behind = len(graph.shape(node.outputs[0]) or ()) - 2 if node.op.startswith("conv") else 0
@@ -170,7 +171,7 @@ def bias_of(analysis: Analysis, consumer: Consumer) -> Bias | None:
     node = consumer.nodes[0]
     if len(node.inputs) > 2 and node.inputs[2]:
         scaled = node.attrs.get("alpha", 1) != 1 or node.attrs.get("beta", 1) != 1
-        found = None if scaled else Bias(node.inputs[2])
+        found = None if scaled else Bias(analysis.facts.decoded.get(node.inputs[2], node.inputs[2]))
     else:
         found = _behind(graph, node)
     stored = graph.weights.get(found.name) if found else None

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.analysis import Analysis
+from graphprune.analysis import FLOATS, Analysis
 from graphprune.dims import Dim, atoms, product, resolve
 from graphprune.graph import Array, Graph, Node
 from graphprune.rules.registry import Mask
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 WIDEST = 2304
 """Features up to which a convolution's channels are told apart by where in its window they are."""
 _GEOMETRY = ("strides", "pads", "dilations", "auto_pad")
@@ -83,13 +82,15 @@ def consumers(analysis: Analysis) -> list[Consumer]:
     graph = analysis.graph
     found: dict[tuple[str, int], dict[Node, Site]] = defaultdict(dict)
     for mask in analysis.facts.masks:
-        ends = _ends(graph, mask)
+        ends = _ends(analysis, mask)
         if ends is not None:
             weight, axis, site = ends
             found[weight, axis][mask.node] = site
+    decoders = {stored: value for value, stored in analysis.facts.decoded.items()}
     made = []
     for (weight, axis), sites in found.items():
-        readers = {node for node, _ in graph.consumers.get(weight, ())}
+        decoded = decoders.get(weight, "") if len(graph.consumers.get(weight, ())) == 1 else ""
+        readers = {node for node, _ in graph.consumers.get(decoded or weight, ())}
         if weight in analysis.facts.layouts and readers == set(sites) and weight not in graph.outputs:
             seen, shape = tuple(dict.fromkeys(sites.values())), graph.weights[weight].shape
             channels = resolve(analysis.facts.layouts[weight][axis])
@@ -108,19 +109,22 @@ def by_atom(found: list[Consumer]) -> dict[Dim, list[Consumer]]:
     return of
 
 
-def _ends(graph: Graph, mask: Mask) -> tuple[str, int, Site] | None:
+def _ends(analysis: Analysis, mask: Mask) -> tuple[str, int, Site] | None:
     """The weight and its axis, and the activation's, of a contraction of one with the other."""
     if mask.against is None or mask.node.body:
         return None
+    graph, decoded = analysis.graph, analysis.facts.decoded
     ends = [(mask.input, mask.axis), mask.against]
-    if mask.node.inputs[ends[0][0]] in graph.weights:
+    names = [decoded.get(mask.node.inputs[i], mask.node.inputs[i]) for i, _ in ends]
+    if names[0] in graph.weights:
         ends.reverse()
-    (given, axis), (held, weight_axis) = ends
-    value, weight = mask.node.inputs[given], mask.node.inputs[held]
+        names.reverse()
+    (given, axis), (_, weight_axis) = ends
+    value, weight = mask.node.inputs[given], names[1]
     stored, shape = graph.weights.get(weight), graph.shape(value)
-    if stored is None or value in graph.weights or shape is None or stored.dtype not in FLOATS:
+    if stored is None or names[0] in graph.weights or shape is None or graph.values[value].dtype not in FLOATS:
         return None
-    if shape[axis] != stored.shape[weight_axis] or stored.shape[weight_axis] < 2:
+    if analysis.meant(weight)[0] is None or shape[axis] != stored.shape[weight_axis] or stored.shape[weight_axis] < 2:
         return None
     return weight, weight_axis % len(stored.shape), Site(value, axis % len(shape), _window(mask.node, stored.shape))
 

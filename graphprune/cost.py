@@ -105,15 +105,16 @@ class CostModel:
             layouts.setdefault(name, []).append(layout)
         params, stored = [], []
         for name, readers in layouts.items():
-            dtype = analysis.graph.weights[name].dtype
-            if dtype not in _COUNTS:
-                params.append(_weight(1, readers))
+            dtype, meaning = analysis.graph.weights[name].dtype, analysis.facts.meanings.get(name)
+            if meaning is not None or dtype not in _COUNTS:
+                if name not in analysis.facts.scales:
+                    params.append(_weight(1, [meaning.layout] if meaning and len(readers) == 1 else readers))
                 stored.append(_weight(_item_bytes(dtype), readers))
         macs = list(_nested(analysis.facts.contractions, analysis.facts))
         self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
 
     def params(self, sizes: Sizes) -> int:
-        """Number of weights, integer index tables not counted."""
+        """Number of weights; index tables, scales and zero points are none."""
         return round(self._params(sizes))
 
     def macs(self, sizes: Sizes) -> int:

@@ -162,6 +162,8 @@ def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
     found = []
     for consumer in consumers(analysis):
         graph, node, site = analysis.graph, consumer.nodes[0], consumer.sites[0]
+        if consumer.weight in analysis.facts.meanings:  # integers stay as the first fit made them
+            continue
         if not touched(consumer.dim, chosen) or len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
             continue
         bias = bias_of(analysis, consumer)

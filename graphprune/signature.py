@@ -139,10 +139,12 @@ def bind(
 ) -> Binding | str:
     """Bind the letters of ``signature`` to the axes of the operands; a str says why that is not possible.
 
-    ``sizes`` gives letters that no operand shows alone (``g``: the group count). Absent operands are None.
+    ``sizes`` gives letters that no operand shows alone (``g``: the group count). Absent operands are None; an input of
+    one element that is no more than a vector serves all positions, whatever letters it has.
     """
     bound = Binding({letter: Dim(size) for letter, size in sizes.items()}, [], {}, [], [], {})
     pending: list[tuple[Axis, Dim]] = []
+    spare: list[tuple[Axis, Dim]] = []
     first_output = len(signature.inputs)
     operands = [
         *zip(range(first_output), signature.inputs, ins, strict=False),
@@ -153,7 +155,8 @@ def bind(
             return f"it has more {side} than its rule {signature.text!r}"
     for number, operand, layout in operands:
         spans = None if layout is None else split_axes(operand, len(layout))
-        if layout is None:
+        single = number < first_output and layout is not None and len(layout) < 2 and all(d.size == 1 for d in layout)
+        if layout is None or (single and (spans is None or not layout)):
             continue
         if spans is None:
             return f"an operand of rank {len(layout)} does not fit its rule {signature.text!r}"
@@ -167,18 +170,26 @@ def bind(
             elif axis.kind == "hole":
                 bound.frozen += dims
             else:
-                pending.append((axis, dims[0]))
+                (spare if single else pending).append((axis, dims[0]))
                 for letter in axis.letters():
                     bound.where.setdefault(letter, []).append((number, start))
-    _solve(bound, pending)
+    _solve(bound, pending, spare)
     return bound
 
 
-def _solve(bound: Binding, pending: list[tuple[Axis, Dim]]) -> None:
-    """Bind letters from the axes that leave at most one unknown; what stays open freezes."""
-    while pending:
+def _solve(bound: Binding, pending: list[tuple[Axis, Dim]], spare: list[tuple[Axis, Dim]]) -> None:
+    """Bind letters from the axes that leave at most one unknown; what stays open freezes.
+
+    Axes of inputs with one element are only looked at for letters that no other axis tells.
+    """
+    while pending or spare:
         rest = [item for item in pending if not _bind_axis(bound, *item)]
-        if len(rest) == len(pending):
+        if len(rest) == len(pending) and spare:
+            rest += [
+                (axis, dim) for axis, dim in spare if any(n.rstrip("'") not in bound.letters for n in axis.letters())
+            ]
+            spare = []
+        elif len(rest) == len(pending):
             for axis, dim in rest:
                 bound.frozen.append(dim)
                 bound.frozen += [bound.letters[n.rstrip("'")] for n in axis.letters() if n.rstrip("'") in bound.letters]

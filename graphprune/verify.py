@@ -9,6 +9,7 @@
 Errors are relative to the largest output. The limit is 1e-4 or ten times the model's own rounding noise (its outputs'
 change when every weight moves by one unit in the last place), whichever is larger. Where that noise is large, other
 inputs are tried and those with the least noise are kept; a model that drowns every proof in noise fails, with a hint.
+A quantised model jumps from integer to integer: where that shows, both checks are made without that rounding.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Proof:
         self.analysis = analysis
         self.seed = seed
         self.way = way
+        self._rounds = True
         self.runner = self.run(model)
         self.trials = format.trials(model, self.runner, seed)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
@@ -98,9 +100,10 @@ class Proof:
                 if not other._constant():
                     yield other
 
-    def run(self, model: Any) -> Runner:
-        """The dense ``model``, or one made of it, on the way of this proof."""
-        return self.format.run(self.format.forced(model, self.analysis.graph)[self.way] if self.way else model)
+    def run(self, model: Any, *, as_is: bool = False) -> Runner:
+        """The dense ``model``, or one made of it, on the way of this proof, rounded or not."""
+        made = self.format.forced(model, self.analysis.graph)[self.way] if self.way else model
+        return self.format.run(made if self._rounds or as_is else self.format.unrounded(made))
 
     @property
     def sizes(self) -> str:
@@ -141,6 +144,19 @@ class Proof:
     def _nudged(self) -> Any:
         return self.format.nudge(self.model, self.analysis, self.seed)
 
+    def _stops_rounding(self) -> bool:
+        """Go over to the model without the rounding of activations, if it has any, and is not yet without."""
+        whole = self.format.unrounded(self.model) if self._rounds and not self.way else None
+        if whole is None:
+            return False
+        try:
+            runner = self.format.run(whole)
+            dense = [runner(inputs) for _, inputs in self.trials]
+        except VerifyError:
+            return False
+        self._rounds, self.runner, self.dense, self._noise = False, runner, dense, None
+        return True
+
     def _look(self, style: int) -> None:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
@@ -170,6 +186,7 @@ class Proof:
         limit = max(TOLERANCE, NOISE_FACTOR * min(noise, NOISE_LIMIT))
         if error > limit and noise > NOISE_LIMIT:
             detail += f"; rounding alone moves the outputs by {noise:.0e}, which proves little: give real inputs"
+        detail += "" if self._rounds else ", without the rounding of quantised activations"
         return Check(name, error <= limit, f"{detail}, run at {self.sizes}", error, limit)
 
     def _everywhere(self, check: Callable[[Proof], Check]) -> Check:
@@ -194,6 +211,8 @@ class Proof:
             return Check("permutation", False, detail)
         permuted = self.run(self.format.apply(self.model, self.analysis, chosen))
         error, noise = self._against(permuted, chosen=chosen), 0.0
+        if error > TOLERANCE and self._stops_rounding():
+            return self._permutation(dims)
         if error > TOLERANCE:
             noise = self.noise()
             error = self._against(permuted, chosen=chosen)
@@ -219,6 +238,8 @@ class Proof:
         cut = self.run(self.format.apply(self.model, self.analysis, exact))
         zeroed = self.run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
+        if error > TOLERANCE and self._stops_rounding():
+            return self._zeroed(exact, detail)
         if error > TOLERANCE:
             noise = self._against(self.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
         largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
@@ -232,7 +253,7 @@ class Proof:
     def _runs(self, pruned: Any, chosen: Chosen | None) -> Check:
         try:
             self._check(pruned)
-            runner = self.run(pruned)
+            runner = self.run(pruned, as_is=True)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
                 found = runner(self.fit(inputs, chosen or {}))
                 for name, value in self.fit(expected, chosen or {}).items():

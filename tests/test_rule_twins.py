@@ -28,6 +28,10 @@ class Twin(NamedTuple):
     why: str
 
 
+CONV = "b (g i) *x, , , (g o) i *k, {}, , , (g o) -> b (g o) *y"
+UNGROUPED = "b _ *x, , , o _ *k, o, o, , , o -> b o *y"
+MATMUL = "... m k, , , ... k n, n, n, , -> ... m n"
+
 TWINS = [
     Twin("lrn", wrong.text("b c * -> b c *"), PERMUTATION, "a window slides over the channels"),
     Twin("transpose-equal sizes", wrong.transpose, PERMUTATION, "perm is forgotten"),
@@ -44,7 +48,65 @@ TWINS = [
     Twin("reduce_mean-opset 12 axes -2 keepdims 0", wrong.reduce_mean, ZERO, "a mean is no sum"),
     Twin("softmax-opset 13 axis None", wrong.text("... -> ..."), ZERO, "the rest sums to one again"),
     Twin("layer_norm-last axis", wrong.text("... c, c, c -> ... c"), ZERO, "mean and deviation are over fewer"),
-    Twin("dynamic_quantize_linear", wrong.text("... -> ..., , "), ZERO, "the scale follows the largest"),
+    Twin("dequantize_linear-a scale a column", wrong.unscaled, PERMUTATION, "scales stay where they were"),
+    Twin("dequantize_linear-blocks", wrong.unblocked, ZERO, "blocks are torn apart"),
+    Twin("quantize_linear-a scale a channel", wrong.unscaled, PERMUTATION, "scales stay where they were"),
+    Twin("q_linear_conv-a scale a channel", wrong.text(CONV.format("_, _"), g="group"), PERMUTATION, "scales stay"),
+    Twin("q_linear_conv-grouped, a scale a channel", wrong.text(UNGROUPED), PERMUTATION, "groups forgotten"),
+    Twin("q_linear_mat_mul-a scale a column", wrong.text(MATMUL), ZERO, "the zero point stands for zero"),
+    Twin(
+        "mat_mul_integer-a zero point a column",
+        wrong.text("... m k, ... k n, , _ -> ... m n"),
+        PERMUTATION,
+        "zero points stay where they were",
+    ),
+    Twin(
+        "com.microsoft.mat_mul_integer_to_float-a scale a column",
+        wrong.text("... m k, ... k n, , _, , _, _ -> ... m n"),
+        PERMUTATION,
+        "scales stay where they were",
+    ),
+    Twin(
+        "com.microsoft.q_gemm-transB, a scale a column",
+        wrong.text("m k, , , n k, _, _, _, , -> m n"),
+        PERMUTATION,
+        "scales stay where they were",
+    ),
+    Twin("com.microsoft.q_linear_softmax", wrong.text("..., , , , -> ..."), ZERO, "the rest sums to one again"),
+    Twin("com.microsoft.q_linear_concat", wrong.q_linear_concat, PERMUTATION, "terms swapped"),
+    Twin(
+        "com.microsoft.q_attention-a scale a column",
+        wrong.text("b s i, i (h d 3), (h d 3), , (h d 3), , , (h d 3) -> b s (h d)", h="num_heads", d=6),
+        PERMUTATION,
+        "queries, keys and values are outermost",
+    ),
+    Twin(
+        "com.microsoft.mat_mul_n_bits-4 bits",
+        wrong.n_bits("... (16 c), n c _, n c, , , n -> ... n"),
+        PERMUTATION,
+        "blocks are outermost",
+    ),
+    Twin(
+        "com.microsoft.mat_mul_n_bits-4 bits, zero points two a byte",
+        wrong.n_bits("... (c 2 16), n (c 2) _, n (c 2), n _, , n -> ... n"),
+        ZERO,
+        "zero points stay where they were",
+    ),
+    Twin(
+        "com.microsoft.mat_mul_n_bits-8 bits",
+        wrong.text("... (c 16), n c _, n c, , , n -> ... n"),
+        RUNS,
+        "N and K keep the old sizes",
+    ),
+    Twin(
+        "com.microsoft.gather_block_quantized-bytes, zero points two a byte",
+        wrong.text("_ (8 c 2), *, _ (c 2), _ c -> * (c 2 16)"),
+        ZERO,
+        "blocks are outermost",
+    ),
+    Twin(
+        "com.microsoft.q_mo_e-8 bits, gate and value interleaved", wrong.q_mixture, PERMUTATION, "gates are innermost"
+    ),
     Twin("conv-grouped", wrong.text("b _ *x, o _ *k, o -> b o *y"), PERMUTATION, "groups forgotten"),
     Twin("conv_transpose-grouped", wrong.text("b i *x, i o *k, _ -> b _ *y"), PERMUTATION, "groups forgotten"),
     Twin("depth_to_space-DCR", wrong.text("b (c r) * -> b c *", r=4), PERMUTATION, "DCR read as CRD"),
@@ -107,7 +169,7 @@ TWINS = [
 
 def test_there_are_enough() -> None:
     assert {twin.check for twin in TWINS} == {PERMUTATION, ZERO, RUNS}
-    assert len({twin.case.partition("-")[0] for twin in TWINS}) == len(TWINS) - 3
+    assert len({twin.case.partition("-")[0] for twin in TWINS}) == len(TWINS) - 7
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.case)

@@ -214,6 +214,41 @@ def stepless(op: Op) -> None:
     op.pin("scale", (letters["d"].size or 1) ** -0.5, letters["d"])
 
 
+def unscaled(op: Op) -> None:
+    """Scales and zero points are left as they are."""
+    op.tie_same(op.x, op.y)
+    op.speak_of(*(dim for layout in op.ins for dim in layout or ()))
+
+
+def unblocked(op: Op) -> None:
+    """Positions inside a block are free."""
+    op.tie_same(op.x, op.y)
+    for layout in op.ins[1:]:
+        for dim, scale in zip(op.x, layout or (), strict=True):
+            op.tie(dim, product(scale, Dim((dim.size or 0) // (scale.size or 1))))
+            op.speak_of(scale)
+
+
+def q_linear_concat(op: Op) -> None:
+    op.ins = op.ins[2::3]
+    concat(op)
+
+
+def n_bits(line: str) -> Callable[[Op], object]:
+    """Weights in blocks, with the sizes that are attributes."""
+
+    def apply(op: Op) -> None:
+        op.axes(line, sizes={"n": "N"})
+        op.slot("K", 0, op.x[-1])
+
+    return apply
+
+
+def q_mixture(op: Op) -> None:
+    """Gate and value one after the other."""
+    op.axes("b s i, (b s) e, e (2 m) i, e (2 m), e (2 m), e i m, e i, e i -> b s i")
+
+
 def one_branch(op: Op) -> None:
     """The second branch is forgotten."""
     op.tie_same(op.ins[1] or (), op.y)

@@ -23,6 +23,7 @@ AXES: dict[str, dict[int, str]] = {
     "input": {3: "b s i"},
     "weights": {2: f"i {_JOINT}"},
     "bias": {1: _JOINT},
+    "columns": {0: "", 1: _JOINT},
     "past_key": {4: "b k p d"},
     "past_value": {4: "b k p v"},
     "past": {5: "2 b k p d"},
@@ -70,7 +71,7 @@ class Operands:
         """The first operand of this name; () where there is none."""
         return next((layout for found, layout in self if found == name), ())
 
-    def state(self, sizes: Mapping[str, int], macs: str = "") -> dict[str, Dim]:
+    def state(self, sizes: Mapping[str, int], macs: str = "", means: str = "") -> dict[str, Dim]:
         """State the axes of all operands; the Dim of each letter. A head that is rotated is made of two halves."""
         op, every, rotated = self.op, self.op.ins, self["angles"]
         whole = bool(rotated) and rotated[-1].size == sizes["d"] / 2
@@ -83,7 +84,8 @@ class Operands:
         text = re.sub(r"\bd\b", head, re.sub(r"\bf\b", angle, text))
         given = {**sizes, "w": 2, "f": sizes["d"] // 2}
         numbers = {letter: size for letter, size in given.items() if re.search(rf"\b{letter}\b", text)}
-        letters = dict(op.axes(text, sizes=numbers, macs=re.sub(r"\bd\b", head.strip("()"), macs), masked="no"))
+        macs = re.sub(r"\bd\b", head.strip("()"), macs)
+        letters = dict(op.axes(text, sizes=numbers, macs=macs, means=means, masked="no"))
         op.ins = every
         if letters and whole:
             op.freeze(letters["w"], "its two positions are rotated into each other")
@@ -107,10 +109,13 @@ def _each(dim: Dim, count: int) -> int:
     return size
 
 
-def attention(name: str, line: str, *, step: int = 1, one_size: bool = False, ordered: bool = False) -> None:
+def attention(
+    name: str, line: str, *, step: int = 1, one_size: bool = False, ordered: bool = False, means: str = ""
+) -> None:
     """Register an op that is attention, with head sizes that are a multiple of ``step``.
 
     ``one_size``: it may ask values to have the size of keys. ``ordered``: a query sees what is before it, in any case.
+    ``means``: what integers stand for, as in an axis text.
     """
 
     def apply(op: Op) -> None:
@@ -123,7 +128,7 @@ def attention(name: str, line: str, *, step: int = 1, one_size: bool = False, or
         macs = f"b k r s {keys} d, b k r s {keys} v"
         macs += ", b k r s p d, b k r s p v" if operands["past"] or operands["past_key"] else ""
         macs += ", b s i k r d, b s i k d, b s i k v" if operands["weights"] else ""
-        letters = operands.state(sizes, macs)
+        letters = operands.state(sizes, macs, means)
         if letters:
             _heads(operands, letters, one_size)
             _places(operands, letters, letters[keys], ordered)
@@ -192,6 +197,12 @@ def _places(operands: Operands, letters: Mapping[str, Dim], new: Dim, ordered: b
 
 attention("attention", "query key value scores past_key past_value lengths -> output present_key present_value matrix")
 attention("com.microsoft.attention", "input weights bias places past scores places -> output present", one_size=True)
+attention(
+    "com.microsoft.q_attention",
+    "input weights bias columns columns places columns columns past -> output present",
+    one_size=True,
+    means="(0-6)*3 (1-7)*4",
+)
 attention(
     "com.microsoft.multi_head_attention",
     "query key value bias places scores past_key past_value places places -> output present_key present_value matrix",

@@ -31,14 +31,6 @@ rule(
     o=CHANNEL,
     g=CHANNEL,
 )
-rule(
-    "conv_integer",
-    text="b (g i) *x, (g o) i *k, , -> b (g o) *y",
-    sizes={"g": "group"},
-    macs="b g o i k y",
-    o=CHANNEL,
-    g=CHANNEL,
-)
 rule("average_pool", "lp_pool", text="b c * -> b c *")
 rule("com.microsoft.nhwc_max_pool", text="b * c -> b * c")
 rule("global_average_pool", "global_max_pool", "global_lp_pool", text="b c * -> b c *")

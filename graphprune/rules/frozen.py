@@ -27,11 +27,15 @@ frozen(
 frozen("a training loss over classes", "negative_log_likelihood_loss", "softmax_cross_entropy_loss")
 frozen("it may change the width of an element, and with it the last axis", "bit_cast")
 frozen("its value is made when the model is read", "constant")
-frozen("one scale serves the whole integer result, which a cut would change", "q_linear_conv", "q_linear_mat_mul")
-frozen("its zero point enters every sum", "mat_mul_integer")
 frozen(
     "ONNX Runtime has no kernel for it on the CPU, so that no cut of it could be proved",
     *"com.microsoft.packed_attention com.microsoft.packed_multi_head_attention com.microsoft.nhwc_conv".split(),
     *"com.microsoft.decoder_masked_self_attention com.microsoft.longformer_attention".split(),
+    *"com.microsoft.mul_integer com.microsoft.q_linear_reduce_mean com.microsoft.reduce_sum_integer".split(),
+)
+frozen(
+    "its four-bit numbers are no integers, and lie in one row",
+    "com.microsoft.mat_mul_bnb4",
+    "com.microsoft.mat_mul_fp_q4",
 )
 frozen("which blocks of the sequence a head sees depends on its number", "com.microsoft.sparse_attention")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+from graphprune.dims import Dim
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, rule
 
 
@@ -14,8 +16,7 @@ def matmul(op: Op) -> None:
     left = "k" if a == 1 else _turned(op, "A", "m", "k")
     right = "k" if b == 1 else _turned(op, "B", "k", "n")
     out = ("" if a == 1 and b == 1 else "...") + (" m" if a > 1 else "") + (" n" if b > 1 else "")
-    letters = op.axes(f"{left}, {right} -> {out}", macs="... m k n" if "..." in out else "m k n")
-    _roles(op, letters)
+    roles(op, op.axes(f"{left}, {right} -> {out}", macs="... m k n" if "..." in out else "m k n"))
 
 
 def _turned(op: Op, side: str, row: str, column: str) -> str:
@@ -24,12 +25,11 @@ def _turned(op: Op, side: str, row: str, column: str) -> str:
     return f"{first} ... {last}" if op.attr(f"transBatch{side}", 0) else f"... {first} {last}"
 
 
-def _roles(op: Op, letters: object) -> None:
+def roles(op: Op, letters: Mapping[str, Dim], second: int = 1) -> None:
     """Two activations multiplied are attention: leading axes are heads, the rest the head size."""
-    assert isinstance(letters, dict)
     if not letters:
         return
-    activations = [i for i in (0, 1) if op.node.inputs[i] not in op.facts.constant]
+    activations = [i for i in (0, second) if op.node.inputs[i] not in op.facts.constant]
     if len(activations) < 2:
         for letter in "mn":
             if letter in letters:

@@ -6,13 +6,6 @@ from graphprune.dims import Dim, product
 from graphprune.rules.registry import HIDDEN, Op, rule
 
 
-@rule("dynamic_quantize_linear")
-def dynamic_quantize_linear(op: Op) -> None:
-    """ "... -> ..., , ": one scale for all, inexact over every axis"""
-    op.tie_same(op.x, op.y)
-    _computed_over(op, op.x, hidden=False)
-
-
 @rule("batch_norm")
 def batch_norm(op: Op) -> None:
     """ "b c *, c, c, c, c -> b c *"; frozen in training mode, which before opset 14 shows in further outputs"""
@@ -91,7 +84,7 @@ def mean_variance_norm(op: Op) -> None:
 @rule("softmax", "log_softmax", "hardmax", "lp_normalization")
 def softmax(op: Op) -> None:
     """ "... c -> ... c", inexact over c (opsets below 13: over all axes from `axis` on)"""
-    old = op.facts.graph.opset < 13 and op.node.op != "lp_normalization"
+    old = op.attr("opset", op.facts.graph.opset) < 13 and op.node.op != "lp_normalization"
     axis = op.attr("axis", 1 if old else -1) % max(1, len(op.x))
     op.tie_same(op.x, op.y)
     _computed_over(op, op.x[axis:] if old else op.x[axis : axis + 1], hidden=False)

@@ -8,6 +8,7 @@ order does not matter. Axes that a function does not mention are frozen.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.dims import Dim, Reason, freeze, tie
-from graphprune.graph import Body, Graph, Node
+from graphprune.graph import Array, Body, Graph, Node, Weight
+from graphprune.integers import dequantise, quantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
 
 CHANNEL, MLP, HEAD, HEAD_SIZE, HIDDEN, STATE = "channel", "mlp", "head", "head-size", "hidden", "state"
@@ -61,7 +63,8 @@ class Contraction:
 class Mask:
     """Axis ``axis`` of input ``input`` is summed over: zeroing positions there equals removing them.
 
-    ``against`` is the input and axis that it is multiplied with, where the rule says so.
+    ``against`` is the input and axis that it is multiplied with, where the rule says so; ``zero`` the input that says
+    which integer stands for zero, where another than 0 does.
     """
 
     node: Node
@@ -69,6 +72,7 @@ class Mask:
     axis: int
     dim: Dim
     against: tuple[int, int] | None = None
+    zero: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,29 @@ class Count:
     node: Node
     input: int
     layout: Layout
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Input ``input`` holds integers: less those of input ``zero``, times those of ``scales``, along ``axis``."""
+
+    node: Node
+    input: int
+    scales: tuple[int, ...]
+    zero: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The numbers that a weight of integers stands for, as a ``weight`` of its own, and the ``layout`` of these.
+
+    ``write`` makes integers of other numbers again, where it is known how.
+    """
+
+    weight: Weight
+    layout: Layout
+    write: Callable[[Array], Array] | None = None
 
 
 @dataclass
@@ -97,6 +124,10 @@ class Facts:
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
+    integers: list[Integers] = field(default_factory=list)
+    meanings: dict[str, Meaning] = field(default_factory=dict)
+    decoded: dict[str, str] = field(default_factory=dict)
+    scales: set[str] = field(default_factory=set)
     repeats: dict[Body, int] = field(default_factory=dict)
     never: set[Body] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
@@ -119,6 +150,7 @@ class Op:
         self.idle = any(node.body[:depth] in facts.never for depth in range(1, len(node.body) + 1))
         self._known = known
         self._spoken: set[int] = set()
+        self._zeros: dict[int, int] = {}
 
     # What the node says.
 
@@ -244,7 +276,45 @@ class Op:
         """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
-            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against))
+            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against, self._zeros.get(i)))
+
+    def means(self, i: int, scales: Sequence[int], zero: int = -1, axis: int = 0) -> None:
+        """Input ``i`` holds integers: less those of ``zero``, times those of ``scales``; vectors lie along ``axis``."""
+        self.facts.integers.append(Integers(self.node, i, tuple(scales), zero, axis))
+        if self._name(zero):
+            self._zeros[i] = zero
+
+        def read(stored: Array, *others: Array) -> Array:
+            found = [*others, None]
+            return dequantise(stored, list(others[: len(scales)]), found[len(scales)], axis)
+
+        def write(values: Array, stored: Array, *others: Array) -> Array:
+            found = [*others, None]
+            return quantise(values, list(others[: len(scales)]), found[len(scales)], axis, stored)
+
+        self.stands_for(i, [*scales, zero], self.ins[i] or (), read, write)
+
+    def stands_for(
+        self,
+        i: int,
+        scales: Sequence[int | str],
+        layout: Layout,
+        read: Callable[..., Array],
+        write: Callable[..., Array] | None = None,
+    ) -> None:
+        """Input ``i`` stands for what ``read`` makes of it and of ``scales``: inputs by number, or weights by name."""
+        names = [name for name in map(self._name, (i, *scales)) if name]
+        stored = [self.facts.graph.weights.get(name) for name in names]
+        self.facts.scales.update(names[1:])
+        if i < len(self.node.inputs) and all(stored):
+            every = [weight for weight in stored if weight]
+            shape = tuple(dim.extent for dim in layout)
+            weight = Weight(names[0], shape, "float32", lambda: read(*(weight.load() for weight in every)))
+            back = write and (lambda values: write(values, *(weight.load() for weight in every)))
+            self.facts.meanings.setdefault(names[0], Meaning(weight, layout, back))
+
+    def _name(self, i: int | str) -> str:
+        return i if isinstance(i, str) else self.node.inputs[i] if 0 <= i < len(self.node.inputs) else ""
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""
@@ -267,7 +337,9 @@ class Op:
         """State an axis text. ``sizes``: letter -> attribute name (a slot) or number.
 
         Options: ``macs`` (letters whose sizes multiply), ``inexact`` (letters that may go at a change of function),
-        ``masked`` ("no": zeros cannot be written on this op's inputs). Returns the Dim of each letter.
+        ``masked`` ("no": zeros cannot be written on this op's inputs), ``means`` (what integers stand for, such as
+        "(3-5)*4": input 3 less input 5, times input 4), ``why`` (what keeps the other axes whole). Returns the Dim of
+        each letter.
         """
         signature = parse(text)
         numbers = {
@@ -279,19 +351,24 @@ class Op:
         if isinstance(bound, str):
             self.freeze_all(bound)
             return {}
-        self._state(signature, bound)
+        self._state(signature, bound, options.get("why", f"{self.node.kind} may not lose positions of it"))
+        empty = (name for name, axes in zip(self.node.inputs, signature.inputs, strict=False) if not axes)
+        self.facts.scales.update(empty)
         for letter in numbers:
             if sizes and isinstance(sizes[letter], str):
                 self.slot(sizes[letter], 0, bound.letters[letter])
         for letter in options.get("inexact", "").split():
             self.inexact(bound.letters[letter], f"{self.node.kind} is computed over it")
+        for i, zero, scales in _MEANS.findall(options.get("means", "")):
+            factors, point = [int(scale) for scale in scales.split("*")[1:]], int(zero or -1)
+            self.means(int(i), factors, point, _along(bound, int(i), [*factors, point]))
         for cost in filter(None, options.get("macs", "").split(",")):
             self._cost(cost.split(), bound, signature)
         if options.get("masked") != "no":
             self._masks(signature, bound)
         return bound.letters
 
-    def _state(self, signature: Signature, bound: Binding) -> None:
+    def _state(self, signature: Signature, bound: Binding, why: str) -> None:
         for layout in (*self.ins, *self.outs):
             self._spoken.update(map(id, layout or ()))
         for a, b in bound.ties:
@@ -299,7 +376,7 @@ class Op:
         for dim in bound.frozen:
             self.role(dim, PLACE)
             if not dim.reason:
-                self.freeze(dim, f"{self.node.kind} may not lose positions of it")
+                self.freeze(dim, why)
         reference = next((dims for dims, n in bound.leading if n >= len(signature.inputs)), None)
         for dims, _ in bound.leading:
             self.broadcast(tuple(dims), tuple(reference if reference is not None else bound.leading[0][0]))
@@ -327,6 +404,17 @@ class Op:
             if places and places[0] not in done:
                 done.add(places[0])
                 self.mask(*places[0], places[1] if len(places) == 2 else None)
+
+
+_MEANS = re.compile(r"(\d+)(?:-(\d+)\))?((?:\*\d+)*)")
+
+
+def _along(bound: Binding, i: int, scales: Sequence[int]) -> int:
+    """The axis of operand ``i`` that has the letters of its scales."""
+    axes = {
+        axis for places in bound.where.values() if {n for n, _ in places} & {*scales} for n, axis in places if n == i
+    }
+    return min(axes, default=0)
 
 
 Known = Callable[[str], npt.NDArray[np.float64] | None]

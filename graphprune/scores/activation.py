@@ -152,7 +152,7 @@ class Side:
 
 
 def _side(task: Task, consumer: Consumer, atom: Atom, moments: Mapping[Site, Moments]) -> Side:
-    weight = consumer.matrix(task.analysis.graph.weights[consumer.weight].load())
+    weight = consumer.matrix(task.analysis.read(consumer.weight))
     labels = numbers(consumer.dim, atom.dim)
     columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
     channels = int(np.count_nonzero(numbers(consumer.channels, atom.dim) == 1))

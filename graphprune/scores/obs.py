@@ -151,7 +151,7 @@ class _Side:
     ) -> None:
         seen = merged([moments[site] for site in consumer.sites])
         second = seen.raw
-        weight = consumer.matrix(task.analysis.graph.weights[consumer.weight].load())
+        weight = consumer.matrix(task.analysis.read(consumer.weight))
         size = float(np.einsum("ij,ij->", weight @ second, weight))
         metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
         taps = len(weight) // len(metric) if len(metric) > 1 else 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis, Atom
-from graphprune.consumers import Site
+from graphprune.consumers import Site, consumers
 from graphprune.dims import Chosen, Dim
 from graphprune.errors import UsageError
 from graphprune.graph import Array
@@ -100,6 +100,11 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
     if SCORES[name].needs == "data" and task.moments is None:
         raise UsageError(
             f"the score {name!r} needs data", hint="use graphprune.prune, or give plan the moments of Loaded.measure"
+        )
+    if SCORES[name].needs == "data" and task.analysis.facts.integers and not consumers(task.analysis):
+        raise UsageError(
+            f"the score {name!r} looks at what weights multiply, and the layers of this file multiply integers",
+            hint="quantise to pairs of QuantizeLinear and DequantizeLinear (QuantFormat.QDQ), or choose l2",
         )
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are spoken of below
         found = SCORES[name].function(task)

@@ -17,7 +17,7 @@ from itertools import groupby
 import numpy as np
 
 from graphprune.analysis import Atom
-from graphprune.consumers import FLOATS, consumers
+from graphprune.consumers import consumers
 from graphprune.dims import Dim, atoms, numbers, resolve, spread
 from graphprune.graph import Array, Node
 from graphprune.scores.registry import Floats, Task, score
@@ -128,17 +128,17 @@ def over_weights(
 
     ``read`` (weight name, weight) may put other numbers of its shape in the weight's place, or None to leave it out.
     """
-    weights = task.analysis.graph.weights
     total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
     groups = [(name, list(uses)) for name, uses in groupby(task.analysis.uses, key=lambda use: use[0])]
     for done, (name, uses) in enumerate(groups):
+        weight, own = task.analysis.meant(name)
         layouts = [
-            layout
+            layout if own is None or node is not None else own
             for _, node, i, layout in uses
             if not _is_statistic(task, name, node, i) and any(a in total for dim in layout for a in atoms(dim))
         ]
-        if layouts and weights[name].dtype in FLOATS and (only is None or name in only):
-            data = weights[name].load()
+        if layouts and weight is not None and (only is None or name in only):
+            data = weight.load()
             seen = data if read is None else read(name, data)
             for layout in layouts:
                 if seen is None:
@@ -160,13 +160,14 @@ def over_blocks(
     """
     wanted = {atom.dim: atom for atom in task.atoms}
     total = {dim: np.zeros(atom.size) for dim, atom in wanted.items()}
-    weights = task.analysis.graph.weights
     summed = {(consumer.weight, consumer.axes[0]) for consumer in consumers(task.analysis)} if makers else set()
-    for done, (name, _, _, layout) in enumerate(task.analysis.uses):
+    for done, (name, _, _, stored) in enumerate(task.analysis.uses):
+        weight, own = task.analysis.meant(name)
+        layout = own or stored
         axes = [axis for axis in range(len(layout)) if (name, axis) not in summed and len(layout) > 1]
         places = [(axis, dim) for axis in axes for dim in dict.fromkeys(atoms(layout[axis])) if dim in wanted]
-        if places and weights[name].dtype in FLOATS:
-            data = weights[name].load()
+        if places and weight is not None:
+            data = weight.load()
             for axis, dim in places:
                 values = judge(_blocks(data, axis, layout[axis], wanted[dim]))
                 total[dim] += relative(values) if normalise else values

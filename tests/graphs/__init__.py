@@ -5,7 +5,7 @@ Each step takes a value of the graph and puts new ones there; what nobody has re
 
 from __future__ import annotations
 
-from tests.graphs import control, fused, image, rows, tokens
+from tests.graphs import control, fused, image, integers, rows, tokens
 from tests.graphs.maker import STEPS, Maker, Sample, samples
 
-__all__ = ["STEPS", "Maker", "Sample", "control", "fused", "image", "rows", "samples", "tokens"]
+__all__ = ["STEPS", "Maker", "Sample", "control", "fused", "image", "integers", "rows", "samples", "tokens"]

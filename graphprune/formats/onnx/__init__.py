@@ -17,6 +17,7 @@ from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.recover import reestimate_batch_norm
 from graphprune.formats.onnx.runtime import give, run, trials
 from graphprune.formats.onnx.surgery import apply
+from graphprune.formats.onnx.unrounded import unrounded
 from graphprune.formats.onnx.write import cut_in_place, disk_bytes, exported, same, save
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "save",
     "signals",
     "trials",
+    "unrounded",
     "vocabulary",
     "walk",
 ]

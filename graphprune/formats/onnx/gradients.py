@@ -9,6 +9,7 @@ from typing import Any
 from graphprune.consumers import Site
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.unrounded import unrounded
 from graphprune.graph import Array
 from graphprune.memory import at_once
 
@@ -27,7 +28,8 @@ def signals(
 
     def found(values: Iterable[str]) -> Iterator[Mapping[str, tuple[Array, Array]]]:
         with at_once():
-            yield from _torch("by_activation")(_torch("lift")(model), values, loss, batches, seed)
+            smooth = unrounded(model) or model  # rounding has no slope
+            yield from _torch("by_activation")(_torch("lift")(smooth), values, loss, batches, seed)
 
     return found
 

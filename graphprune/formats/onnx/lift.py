@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from graphprune.consumers import FLOATS
+from graphprune.analysis import FLOATS
 from graphprune.errors import UsageError
 from graphprune.formats.onnx import (
     lift_fused,  # noqa: F401

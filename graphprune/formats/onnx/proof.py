@@ -18,6 +18,7 @@ from graphprune.rules.control import taken
 from graphprune.rules.registry import Mask
 from graphprune.values import Values
 
+_INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
 _ULP = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
 """One unit in the last place, relative, of each floating-point type."""
 
@@ -43,8 +44,13 @@ def maskable(analysis: Analysis) -> set[Dim]:
 
 
 def _puts_zeros(analysis: Analysis, mask: Mask) -> bool:
-    value = analysis.graph.values.get(mask.node.inputs[mask.input])
-    return mask.dim.size is not None and value is not None and value.dtype in _ULP and value.shape is not None
+    """Whether zeros can be put there: on floats, or on integers with one zero point for all."""
+    graph, name = analysis.graph, mask.node.inputs[mask.input]
+    value = graph.values.get(name)
+    if mask.dim.size is None or value is None or value.shape is None:
+        return False
+    zero = graph.shape(mask.node.inputs[mask.zero]) if mask.zero is not None else ()
+    return value.dtype in _ULP or (value.dtype in _INTEGERS and zero is not None and set(zero) <= {1})
 
 
 def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
@@ -64,13 +70,10 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
         shape = [1] * len(value.shape or ())
         shape[wanted.axis] = len(zeros)
         name = f"graphprune/mask_{number}"
-        tensor = onnx.numpy_helper.from_array(zeros.reshape(shape).astype(np.dtype(value.dtype)), name)
-        helpers = [
-            onnx.helper.make_node("Constant", [], [name], value=tensor),
-            onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
-        ]
-        node.input[wanted.input] = f"{name}/masked"
+        kept, point = zeros.reshape(shape), node.input[wanted.zero] if wanted.zero is not None else ""
+        helpers = _helpers(name, node.input[wanted.input], kept, value.dtype, point)
         extra.setdefault(place.scope.number, {}).setdefault(place.at, []).extend(helpers)
+        node.input[wanted.input] = f"{name}/masked"
     for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
         if scope.number in extra:
             ahead = extra[scope.number]
@@ -95,6 +98,26 @@ def forced(model: OnnxModel, graph: Graph) -> dict[str, OnnxModel]:
         force(made.proto, [node for scope, node in inside if scope.name(node.output[0]) in open_], branch)
         found[f"{words} branch of every If"] = made
     return found
+
+
+def _helpers(name: str, value: str, kept: Array, dtype: str, point: str) -> list[onnx.NodeProto]:
+    """Nodes that put zeros (the integer ``point``, if there is one) where ``kept`` is 0 into ``value``."""
+    if dtype in _ULP:
+        tensor = onnx.numpy_helper.from_array(kept.astype(np.dtype(dtype)), name)
+        return [
+            onnx.helper.make_node("Constant", [], [name], value=tensor),
+            onnx.helper.make_node("Mul", [value, name], [f"{name}/masked"]),
+        ]
+    made = [onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(kept != 0, name))]
+    for part, source in (("value", value), ("zero", point)):
+        if source:
+            made.append(onnx.helper.make_node("Cast", [source], [f"{name}/{part}"], to=onnx.TensorProto.INT32))
+    if not point:
+        zero = onnx.numpy_helper.from_array(np.zeros((), np.int32), f"{name}/zero")
+        made.append(onnx.helper.make_node("Constant", [], [f"{name}/zero"], value=zero))
+    made.append(onnx.helper.make_node("Where", [name, f"{name}/value", f"{name}/zero"], [f"{name}/where"]))
+    to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return [*made, onnx.helper.make_node("Cast", [f"{name}/where"], [f"{name}/masked"], to=to)]
 
 
 def nudge(model: OnnxModel, analysis: Analysis, seed: int) -> OnnxModel:

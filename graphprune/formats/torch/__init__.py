@@ -21,6 +21,7 @@ from graphprune.formats.torch.proof import (
     run,
     same,
     trials,
+    unrounded,
 )
 from graphprune.formats.torch.pull import pull
 from graphprune.formats.torch.read import read
@@ -55,6 +56,7 @@ __all__ = [
     "save",
     "signals",
     "trials",
+    "unrounded",
     "vocabulary",
     "walk",
 ]

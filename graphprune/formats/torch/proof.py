@@ -131,6 +131,11 @@ def _value_name(model: TorchModel, node: Any) -> str:
     return str(node.name)
 
 
+def unrounded(model: TorchModel) -> None:
+    """Quantised modules cannot be read, so that nothing is rounded."""
+    del model
+
+
 def forced(model: TorchModel, graph: Graph) -> dict[str, TorchModel]:
     """Nothing: what hangs on data is frozen."""
     del model, graph
