@@ -21,7 +21,8 @@ from graphprune.rules.registry import Contraction, Facts
 from graphprune.signature import Layout
 
 Sizes = Mapping[Dim, int]
-_COUNTS = ("int64", "int32", "bool", "undefined")
+COUNTS = ("int64", "int32", "bool", "undefined")
+"""Types of constants that count as no parameters."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class CostModel:
         params, stored = [], []
         for name, readers in layouts.items():
             dtype = analysis.graph.weights[name].dtype
-            if dtype not in _COUNTS:
+            if dtype not in COUNTS:
                 params.append(_weight(1, readers))
                 stored.append(_weight(_item_bytes(dtype), readers))
         macs = list(_nested(analysis.facts.contractions, analysis.facts))
