@@ -163,15 +163,16 @@ def _freeze_ends(facts: Facts) -> None:
 
 
 def _handed_on(facts: Facts) -> Iterator[dict[str, list[int]]]:
-    """Inputs and outputs that are the same axis by axis, but for one (the sequence); their axes of heads or states."""
+    """Inputs and outputs of one type, alike axis by axis but for one (the sequence); their axes of heads or states."""
     graph = facts.graph
     kinds = _kinds(facts)
     for taken in graph.inputs if graph.resizable else ():
         for given in graph.outputs:
+            types = {graph.values[name].dtype for name in (taken, given) if name in graph.values}
             ins, outs = (_layout(name, facts) or () for name in (taken, given))
             same = [i for i, (a, b) in enumerate(zip(ins, outs, strict=False)) if _alike(a, b)]
             axes = [i for i in same if ins[i].size and all(kinds.get(atom) in _CACHED for atom in atoms(ins[i]))]
-            if len(ins) == len(outs) <= len(same) + 1 and axes:
+            if len(types) == 1 and len(ins) == len(outs) <= len(same) + 1 and axes:
                 yield dict.fromkeys((taken, given), axes)
 
 
@@ -292,8 +293,12 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
     """One Atom for each atom of a weight's layout that is not merely a place or a list of axes."""
     graph = facts.graph
     uses: dict[Dim, list[Use]] = {}
+    first = {name: (node, -1) for node in reversed(graph.nodes) for name in node.outer}
+    first |= {name: readers[0] for name, readers in graph.consumers.items() if readers}
     for name, node, i, layout in analysis.uses:
-        reader, at = (node, i) if node is not None else graph.consumers[name][0]
+        if node is None and name not in first:  # it is an output of the model, and nothing else
+            continue
+        reader, at = (node, i) if node is not None else first[name]
         for axis, dim in enumerate(layout):
             for atom in dict.fromkeys(atoms(dim)):
                 if atom.size != 1:

@@ -101,6 +101,40 @@ def test_an_op_that_only_the_runtime_knows_is_frozen_and_its_neighbours_are_not(
     assert [len(cut.keep) for cut in result.plan.cuts] == [24]
 
 
+def test_an_op_that_the_runtime_knows_earlier_than_the_standard() -> None:
+    """ONNX Runtime's optimisers put LayerNormalization, of opset 17, into files of any opset."""
+    net = Net(opset=17)
+    hidden = net.op("MatMul", net.input("rows", 8), net.weight(8, 32, fan=8))
+    normal = net.op("LayerNormalization", hidden, net.weight(32), net.weight(32))
+    net.output(net.op("MatMul", normal, net.weight(32, 3, fan=32)))
+    proto = net.model()
+    proto.opset_import[0].version = 13
+    result = graphprune.prune(proto, keep=0.5, allow="all")
+    assert result.report.verified
+    assert [len(cut.keep) for cut in result.plan.cuts] == [16]
+    assert {node.domain for node in result.model.graph.node} == {""}
+
+
+def test_weights_that_no_node_of_the_graph_reads() -> None:
+    """One is read in the bodies of an If alone, one is an output of the model and nothing else."""
+    net = Net()
+    x, weight = net.input("batch", 8), net.weight(8)
+    nodes = [helper.make_node(kind, [weight], [kind]) for kind in ("Identity", "Neg")]
+    bodies = [
+        helper.make_graph([node], node.op_type, [], [helper.make_tensor_value_info(node.op_type, FLOAT, [8])])
+        for node in nodes
+    ]
+    chosen = net.op("If", net.const(True, bool), then_branch=bodies[0], else_branch=bodies[1])
+    net.output(net.op("Add", x, chosen))
+    proto = net.model()
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "kept"))
+    proto.graph.output.append(helper.make_tensor_value_info("kept", FLOAT, [4]))
+    analysis = analyse(format_.read(proto).graph)
+    assert not analysis.prunable
+    assert frozen(analysis, 8) == {f"it is read inside the body of If (node {chosen})"}
+    assert not frozen(analysis, 4)
+
+
 def test_axes_that_only_a_run_tells_apart() -> None:
     """An axis that follows an input gets the input's symbol; one that follows a product of two gets its own."""
     net = Net()

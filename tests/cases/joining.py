@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.build import Net
 from tests.cases.table import add, case
@@ -104,6 +104,20 @@ def pad_axes(net: Net) -> None:
     net.sink(net.op("Mul", made, net.weight(*net.shape(made))))
 
 
+@case("pad", "as torch's older exporter computes it", "+++ . 1 -> +++")
+def pad_computed(net: Net) -> None:
+    """Given from the last axis to the first, each with both its sides: filled up, turned around, and laid out anew."""
+    given = net.op("Concat", net.const([0, 1, 2, 3]), net.op("ConstantOfShape", net.const([2]), value=_ZERO), axis=0)
+    rows = net.op("Reshape", given, net.const([-1, 2]))
+    turned = net.op("Slice", rows, *(net.const([number]) for number in (-1, -(2**63) + 1, 0, -1)))
+    pads = net.op("Reshape", net.op("Transpose", turned, perm=[1, 0]), net.const([-1]))
+    made = net.op("Pad", net.free(3, 4, 5), pads, net.const(0.3, np.float32), name="tested")
+    net.sink(net.op("Mul", made, net.weight(3, 9, 6)), shape=(3, 9, 6))
+
+
+_ZERO = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+
+
 def _resize(title: str, free: str, opset: int, inputs: Sequence[Any], **attrs: Any) -> None:
     """``inputs``: a list is written as int64 sizes, a tuple as float scales."""
 
@@ -120,8 +134,10 @@ def _resize(title: str, free: str, opset: int, inputs: Sequence[Any], **attrs: A
 _resize("scales", "++.. / . -> ++..", 19, [None, (1, 1, 2, 2)], mode="linear")
 _resize("sizes", "++.+ / / . -> ++.+", 19, [None, None, [2, 5, 6, 4]])
 _resize("sizes of two axes", "++.. / / . -> ++..", 18, [None, None, [6, 8]], axes=[2, 3])
+_larger = {"keep_aspect_ratio_policy": "not_smaller"}
 _ratio = {"keep_aspect_ratio_policy": "not_larger"}
 _resize("sizes that keep the ratio", "++++ / / . -> ++++", 19, [None, None, [2, 5, 6, 8]], **_ratio)
+_resize("sizes of which some stay", ".++. / / . -> .++.", 18, [None, None, [1, 3]], axes=[0, 3], **_larger)
 _resize("sizes of two axes, from the end", "++.. / / . -> ++..", 18, [None, None, [8, 6]], axes=[-1, -2])
 _resize("channels resized", "+.+. / . -> +.+.", 19, [None, (1, 2, 1, 2)])
 _resize("opset 10", "++.. . -> ++..", 10, [(1, 1, 2, 2)])
