@@ -21,7 +21,8 @@ from graphprune.rules.registry import Contraction, Facts
 from graphprune.signature import Layout
 
 Sizes = Mapping[Dim, int]
-_COUNTS = ("int64", "int32", "bool", "undefined")
+COUNTS = ("int64", "int32", "bool", "undefined")
+"""Types of constants that count as no parameters."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class CostModel:
         params, stored = [], []
         for name, readers in layouts.items():
             dtype, meaning = analysis.graph.weights[name].dtype, analysis.facts.meanings.get(name)
-            if meaning is not None or dtype not in _COUNTS:
+            if meaning is not None or dtype not in COUNTS:
                 if name not in analysis.facts.scales:
                     params.append(_weight(1, [meaning.layout] if meaning and len(readers) == 1 else readers))
                 stored.append(_weight(_item_bytes(dtype), readers))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,14 +25,22 @@ class Outcome:
     peak: int
 
 
-def run(command: Sequence[str], limit: float = 3600.0) -> Outcome:
-    """Run `command` for at most `limit` seconds. The child's own peak is measured, not that of all children so far.
+def run(command: Sequence[str], limit: float = 3600.0, memory: int = resource.RLIM_INFINITY) -> Outcome:
+    """Run `command` for at most `limit` seconds, in at most `memory` bytes of addresses.
+
+    The child's own peak is measured, not that of all children so far.
 
     A process starts with the peak of the one that started it, so keep the caller small.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
+        )
         pid, late = 0, False
         try:
             while not pid:
@@ -64,7 +73,7 @@ def _error(code: int, complaint: str) -> str:
     return lines[-1] if lines else f"exit code {code}"
 
 
-def record(module: str, name: str, limit: float) -> dict[str, Any]:
+def record(module: str, name: str, limit: float, memory: int = resource.RLIM_INFINITY) -> dict[str, Any]:
     """The JSON that ``python -m module --child name`` prints last, or its name with the error that ended it."""
-    done = run([sys.executable, "-m", module, "--child", name], limit)
+    done = run([sys.executable, "-m", module, "--child", name], limit, memory)
     return {"name": name, "error": done.error} if done.error else json.loads(done.text.splitlines()[-1])

@@ -1,0 +1,336 @@
+"""ONNX graphs as exporters, optimisers and quantisers write them: some 220 files, made from packages.
+
+`ZOO` has a function for each name that writes the file; `graph(name)` is the file, in the cache. Names say how a file
+came about: `bert/legacy-17-dynamic` is the BERT of models/transformers_zoo.py through torch's older exporter at opset
+17 with dynamic axes, `bert/legacy-17-dynamic/qdq` the same quantised. `operators()` are onnx's own tests of single ops,
+each between layers with weights.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from models import digits, fashion, fused, light, real
+from models.export import quiet, save
+from models.packages import make
+from models.transformers_zoo import ZOO as ARCHITECTURES
+from models.transformers_zoo import build
+
+Write = Callable[[Path], None]
+VERSION = 1  # part of the cached files' names: raise it when they change
+
+HEADS, WIDTH = 4, 64
+NEWER, OLDER = (18, 21, 22, 23, 24, 25), (13, 14, 15, 16, 17, 18, 19, 20)
+"""Opsets of the two exporters: each is that of some architectures."""
+
+HALVES = "bert gpt2 llama qwen3 t5 vit convnext resnet".split()
+TYPES = {
+    **dict.fromkeys("bert roberta distilbert albert electra deberta".split(), "bert"),
+    **dict.fromkeys("vit deit beit".split(), "vit"),
+    **{"gpt2": "gpt2", "bart": "bart", "whisper": "bart", "t5": "t5", "clip": "clip", "swin": "swin"},
+    **{"gpt_neox": "gpt_neox", "qwen3": "qwen3", "llama": "gpt2"},
+}
+"""What ONNX Runtime's optimiser for transformers is told that a model is."""
+
+EXTENDED = "bert gpt2 llama qwen2 t5 vit swin convnext resnet mobilenet_v2 mamba mixtral".split()
+QUANTISED = {
+    **dict.fromkeys("resnet mobilenet_v2 convnext efficientnet".split(), ("qdq", "qdq-channel", "qoperator")),
+    **dict.fromkeys("bert vit".split(), ("qdq-channel", "qoperator", "dynamic-int8", "float16")),
+    **dict.fromkeys("gpt2 llama".split(), ("dynamic-int8", "int4", "int4-qdq", "float16")),
+    **dict.fromkeys("mixtral t5 whisper".split(), ("dynamic-int8",)),
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """How torch's exporter is called."""
+
+    dynamo: bool
+    opset: int
+    dynamic: bool = False
+    half: bool = False
+
+    def __str__(self) -> str:
+        words = "dynamo" if self.dynamo else "legacy", str(self.opset), "dynamic" * self.dynamic, "float16" * self.half
+        return "-".join(filter(None, words))
+
+
+def graph(name: str) -> Path:
+    """The file ``name`` of the zoo, made on first use."""
+    return SHIPPED[name]() if name in SHIPPED else make(f"zoo-{VERSION}/{name}.onnx", MADE[name])
+
+
+def export(name: str, how: Export, path: Path) -> None:
+    """Write an architecture of models/transformers_zoo.py; with attention and experts written out if it must be."""
+    module, inputs = build(name)
+    kind = (lambda tensor: tensor.half()) if how.half else (lambda tensor: tensor.float())
+    module = kind(module).eval()
+    inputs = {key: kind(value) if value.is_floating_point() else value for key, value in inputs.items()}
+    write = _dynamo if how.dynamo else _legacy
+    try:
+        made = write(module, inputs, how)
+    except Exception:  # the exporters raise classes of their own, most of them private
+        spell_out(module)
+        made = write(module, inputs, how)
+    save(made, path)
+
+
+def spell_out(module: Any) -> None:
+    """Attention and experts as plain products, not as the fused calls that an exporter may not know."""
+    from transformers import PreTrainedModel
+
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation("eager")
+            if part._can_set_experts_implementation():
+                part.set_experts_implementation("batched_mm")
+
+
+def _axes(inputs: Mapping[str, Any], size: Callable[[str, str], Any]) -> dict[str, dict[int, Any]]:
+    """The axes that may change: batches, and the length of text."""
+    return {
+        name: {axis: size(name, what) for axis, what in enumerate(("batch", "length")[: 1 + (value.dim() == 2)])}
+        for name, value in inputs.items()
+    }
+
+
+def _dynamo(module: Any, inputs: dict[str, Any], how: Export) -> onnx.ModelProto:
+    import torch
+
+    axes = _axes(inputs, lambda name, what: torch.export.Dim.AUTO) if how.dynamic else None
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module, kwargs=inputs, dynamic_shapes=axes, opset_version=how.opset, dynamo=True, verbose=False
+        )
+    assert program is not None
+    return program.model_proto
+
+
+def _legacy(module: Any, inputs: dict[str, Any], how: Export) -> onnx.ModelProto:
+    import torch
+
+    class Positional(torch.nn.Module):
+        """Takes tensors, and gives the first of its outputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *given: Any) -> Any:
+            found = self.model(**dict(zip(inputs, given, strict=True)))
+            return found if isinstance(found, torch.Tensor) else found[0]
+
+    own = {"decoder_input_ids": "decoded"}
+    axes = _axes(inputs, lambda name, what: own.get(name, what) if what == "length" else what) if how.dynamic else None
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+        path = str(Path(folder) / "model.onnx")
+        torch.onnx.export(
+            Positional().eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=["logits"],
+            dynamic_axes=axes,
+            opset_version=how.opset,
+            dynamo=False,
+        )
+        return onnx.load(path)
+
+
+def fuse(source: str, kind: str, path: Path) -> None:
+    """What ONNX Runtime's optimiser for transformers makes of a file."""
+    from onnxruntime.transformers import optimizer
+
+    made = optimizer.optimize_model(str(graph(source)), kind, num_heads=HEADS, hidden_size=WIDTH, opt_level=0)
+    made.save_model_to_file(str(path))
+
+
+def optimise(source: str, level: str, path: Path) -> None:
+    """What ONNX Runtime makes of a file before it runs it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level.upper()}")
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(graph(source)), options, providers=["CPUExecutionProvider"])
+
+
+def quantise(source: str, how: str, path: Path) -> None:
+    """A file quantised by onnxruntime.quantization, or halved by its converter to float16."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    given = graph(source)
+    if how == "dynamic-int8":
+        quantization.quantize_dynamic(str(given), str(path), weight_type=quantization.QuantType.QInt8)
+    elif how == "float16":
+        onnx.save(convert_float_to_float16(onnx.load(given), keep_io_types=True), path)
+    elif how.startswith("int4"):
+        form = quantization.QuantFormat.QDQ if how == "int4-qdq" else quantization.QuantFormat.QOperator
+        made = MatMulNBitsQuantizer(onnx.load(given), block_size=16, is_symmetric=True, quant_format=form)
+        made.process()
+        made.model.save_model_to_file(str(path))
+    else:
+        form = quantization.QuantFormat.QOperator if how == "qoperator" else quantization.QuantFormat.QDQ
+        signed = quantization.QuantType.QInt8
+        quantization.quantize_static(
+            str(given),
+            str(path),
+            _reader(given),
+            quant_format=form,
+            per_channel=how == "qdq-channel",
+            weight_type=signed,
+        )
+
+
+def _reader(path: Path) -> Any:
+    """Random inputs that a file runs on, as the quantiser reads them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    from graphprune.formats import onnx as format
+
+    model = format.read(path)
+    batches = iter([feeds for _, feeds in format.trials(model, format.run(model))])
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> Any:
+            return next(batches, None)
+
+    return Reader()
+
+
+def operators() -> Iterator[tuple[str, onnx.ModelProto]]:
+    """onnx's tests of single ops that take and give float32, each between layers that mix every axis.
+
+    All inputs but the first are weights. What the first one is multiplied with, and the output, axis by axis, are
+    weights too: so every Dim of the op may be cut if its rule lets it.
+    """
+    from onnx.backend.test.case.node import collect_testcases
+
+    for case in collect_testcases(None):
+        inputs, outputs = case.data_sets[0]
+        kept = [value for value in (*inputs[:1], *outputs[:1]) if isinstance(value, np.ndarray)]
+        if len(kept) == 2 and all(v.dtype == np.float32 and 0 < v.ndim < 6 and v.size for v in kept):
+            made = _between(case.model, inputs, outputs[0])
+            if made is not None:
+                yield case.name.removeprefix("test_"), made
+
+
+_LETTERS = "abcdef"
+
+
+def _between(model: onnx.ModelProto, inputs: Any, output: Any) -> onnx.ModelProto | None:
+    """The op with a product along each axis before its first input and behind its first output."""
+    random = np.random.default_rng(0)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    body, first = made.graph, made.graph.input[0].name
+    if any(not isinstance(value, np.ndarray) for value in inputs):
+        return None
+    names = [info.name for info in body.input[1:]]
+    values = dict(zip(names, inputs[1:], strict=True))
+    last = body.output[0].name
+    before, weights = _mixed("given", first, inputs[0].shape, inputs[0].shape, random)
+    after, others = _mixed(last, "result", output.shape, [3] * output.ndim, random)
+    body.node.insert(0, before)
+    body.node.append(after)
+    body.initializer.extend(numpy_helper.from_array(v, name) for name, v in {**values, **weights, **others}.items())
+    del body.input[:], body.output[:], body.value_info[:]
+    body.input.append(helper.make_tensor_value_info("given", 1, inputs[0].shape))
+    body.output.append(helper.make_tensor_value_info("result", 1, [3] * output.ndim))
+    return made
+
+
+def _mixed(
+    source: str, target: str, before: Any, after: Any, random: np.random.Generator
+) -> tuple[onnx.NodeProto, dict[str, Any]]:
+    """A node that multiplies ``source`` with a matrix along each axis, and the matrices."""
+    letters = _LETTERS[: len(before)]
+    shapes = dict(zip(letters, zip(before, after, strict=True), strict=True))
+    weights = {
+        f"{target}/{letter}": random.standard_normal(shape).astype(np.float32) / np.sqrt(shape[0], dtype=np.float32)
+        for letter, shape in shapes.items()
+    }
+    pairs = ",".join(f"{letter}{letter.upper()}" for letter in letters)
+    equation = f"{letters},{pairs}->{letters.upper()}"
+    return helper.make_node("Einsum", [source, *weights], [target], equation=equation), weights
+
+
+def _saved(make_it: Callable[[], onnx.ModelProto], path: Path) -> None:
+    onnx.save(make_it(), path)
+
+
+def _exports() -> dict[str, Write]:
+    """Every architecture through both exporters; the opset, and what is dynamic, go round."""
+    hows: dict[str, list[Export]] = {}
+    for i, (name, newer, older) in enumerate(zip(ARCHITECTURES, cycle(NEWER), cycle(OLDER), strict=False)):
+        hows[name] = [Export(True, 20), Export(False, older, dynamic=i % 4 > 0)]
+        hows[name] += [Export(True, newer, dynamic=True)] if i % 2 else []
+        hows[name] += [Export(True, 20, half=True)] if name in HALVES else []
+    return {f"{name}/{how}": partial(export, name, how) for name, many in hows.items() for how in many}
+
+
+def _derived(exports: Mapping[str, Write]) -> dict[str, Write]:
+    """What becomes of exports in the tools of ONNX Runtime."""
+    made: dict[str, Write] = {}
+    for name, kind in TYPES.items():
+        made[f"{name}/fused"] = partial(fuse, _older(exports, name), kind)
+    for name in EXTENDED:
+        for source in (_older(exports, name), f"{name}/dynamo-20"):
+            made[f"{source}/extended"] = partial(optimise, source, "extended")
+    for name, ways in QUANTISED.items():
+        for way in ways:
+            source = f"{name}/dynamo-20" if way.startswith(("q", "int4")) else _older(exports, name)
+            made[f"{source}/{way}"] = partial(quantise, source, way)
+    for name, way in (("light/squeezenet", "qdq"), ("light/resnet50", "qdq-channel"), ("real/minilm", "dynamic-int8")):
+        made[f"{name}/{way}"] = partial(quantise, name, way)
+    for name in "light/resnet50 light/densenet121 light/inception_v2 real/ocr_rec real/minilm".split():
+        made[f"{name}/extended"] = partial(optimise, name, "extended")
+    return made | {"resnet/dynamo-20/all": partial(optimise, "resnet/dynamo-20", "all")}
+
+
+def _older(exports: Mapping[str, Write], name: str) -> str:
+    return next(other for other in exports if other.startswith(f"{name}/legacy"))
+
+
+SHIPPED: dict[str, Callable[[], Path]] = {
+    **{f"light/{name}": partial(light.light, name) for name in light.LIGHT},
+    "light/squeezenet-listed": partial(light.light, "squeezenet", weights_as_inputs=True),
+    **{
+        f"real/{load.__name__}": load
+        for load in (
+            *(real.ocr_rec, real.ocr_det, real.ocr_cls, real.silero_vad, real.minilm, real.minilm_int8),
+            *(real.mobilenet_v2, real.mobilenet_v2_as_is, real.llama_tiny, real.smollm2),
+        )
+    },
+    "real/digits": lambda: digits.PATH,
+    "real/fashion_resnet20": fashion.resnet20,
+    "real/fashion_mobilenet": fashion.mobilenet,
+}
+"""Files that other modules of this folder make or fetch."""
+
+FUSED: dict[str, Write] = {
+    "fused/bert": partial(_saved, fused.bert),
+    **{
+        f"fused/{name}{'-cache' * cache}": partial(_saved, partial(build, cache=cache))
+        for name, build in fused.DECODERS.items()
+        for cache in (False, True)
+    },
+    **{f"cache/{name}": partial(_saved, partial(fused.exported, name)) for name in ("gpt2", "llama")},
+}
+
+MADE: dict[str, Write] = {**(_EXPORTS := _exports()), **_derived(_EXPORTS), **FUSED}
+ZOO = (*SHIPPED, *MADE)
+"""All names."""

@@ -1,0 +1,341 @@
+"""Every graph of models/zoo.py: what of it may be cut, the proofs, and half of every Dim gone: docs/zoo.md.
+
+    python -m tools.zoo                            all of them, then the page
+    python -m tools.zoo --only 'bert/*' real/digits   some of them, printed; no page
+
+Each graph is made and measured in a process of its own, with limits of time and memory. What was found is kept in a
+file of JSON lines (``--state``), and no graph in it is measured again unless ``--again``; exported files are in the
+cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from tools.child import record
+
+PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
+OPERATORS = "onnx/operators"
+"""The name of the row in which all tests of single ops are added up."""
+
+PROVED, FROZEN, WRONG, INVALID, FAILED, UNMADE = "proved", "frozen", "wrong", "invalid", "failed", "not made"
+BAD = (WRONG, INVALID, FAILED)
+HALF = 0.5
+GIGABYTE = 1 << 30
+
+
+@dataclass
+class Row:
+    """What became of a graph, or of ``graphs`` together; ``error`` says what went wrong where something did.
+
+    ``params`` are counted at full size, ``prunable`` those that some choice of positions removes, ``left`` those left
+    with half of every Dim; ``reasons`` are pairs of why, and how many parameters stay for it.
+    """
+
+    name: str
+    error: str = ""
+    outcome: str = ""
+    graphs: int = 1
+    opset: int = 0
+    nodes: int = 0
+    params: int = 0
+    prunable: int = 0
+    left: int = 0
+    dims: int = 0
+    permuted: float = 0.0
+    zeroed: float = 0.0
+    analysis: float = 0.0
+    seconds: float = 0.0
+    reasons: list[tuple[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.outcome = self.outcome or (FAILED if self.error else "")
+
+    @property
+    def share(self) -> float:
+        """The share of parameters that is prunable."""
+        return self.prunable / self.params if self.params else 0.0
+
+
+def measure(name: str) -> Row:
+    """The row of one graph of the zoo, or of all operators."""
+    from models import zoo
+
+    start = time.perf_counter()
+    if name == OPERATORS:
+        row = together(zoo.operators())
+    else:
+        try:
+            path = zoo.graph(name)
+        except Exception as error:  # exporters and tools raise whatever they like
+            return Row(name, cause(error), UNMADE)
+        row = prove(name, path)
+    row.seconds = time.perf_counter() - start
+    return row
+
+
+def prove(name: str, source: Any) -> Row:
+    """A file or model read, analysed, cut to half of every Dim, proved, written, and run from what was written."""
+    from graphprune.analysis import analyse
+    from graphprune.budget import Request
+    from graphprune.cost import CostModel
+    from graphprune.errors import GraphpruneError
+    from graphprune.formats import of
+    from graphprune.pipeline import Loaded
+    from graphprune.verify import Proof
+
+    row = Row(name)
+    format = of(source)
+    try:
+        model = format.read(source)
+        graph = model.graph
+        start = time.perf_counter()
+        analysis = analyse(graph)
+        row.analysis = time.perf_counter() - start
+        row.opset, row.nodes, row.dims = graph.opset, len(graph.nodes), len(analysis.prunable)
+        row.params, row.prunable, row.reasons = shares(analysis)
+        half = Request(keep=HALF, multiple=1, floor=0, allow=("all",))
+        chosen = Loaded(format, model, analysis).plan(half).chosen(analysis)
+        cost = CostModel(analysis)
+        row.left = cost.params({dim: len(kept) for dim, kept in chosen.items()})
+        proof = Proof(format, model, analysis)
+        with tempfile.TemporaryDirectory() as folder:
+            path = format.save(format.apply(model, analysis, chosen), Path(folder) / "half.onnx")
+            runs = proof.runs(format.read(path), chosen)
+        checks = [proof.permutation(), proof.zero_equals_cut(chosen)] if chosen else []
+        row.permuted, row.zeroed = ([check.error or 0.0 for check in checks] + [0.0, 0.0])[:2]
+    except GraphpruneError as error:
+        row.error, row.outcome = error.what, FAILED
+        return row
+    wrong = [str(check) for check in checks if not check.passed]
+    row.error = "; ".join(wrong + [str(runs)] * (not runs.passed))
+    row.outcome = INVALID if not runs.passed else WRONG if wrong else PROVED if chosen else FROZEN
+    return row
+
+
+def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
+    """How many parameters there are, how many of them are prunable, and for how many each reason keeps whole.
+
+    A parameter is prunable where the positions on one of its axes are; else the reasons of all its axes share it.
+    """
+    from graphprune.cost import COUNTS
+    from graphprune.dims import size_after
+
+    gone = {atom.dim: 0 for atom in analysis.prunable if atom.size > atom.least}
+    most: Counter[str] = Counter()
+    whole: dict[str, tuple[int, set[str]]] = {}
+    for name, _, _, layout in analysis.uses:
+        weight = analysis.graph.weights[name]
+        if weight.dtype not in COUNTS:
+            kept = weight.size
+            for dim, size in zip(layout, weight.shape, strict=True):
+                kept = kept // size * size_after(dim, gone) if size else 0
+            if name not in whole or kept < whole[name][0]:
+                whole[name] = kept, set(why(analysis, layout))
+    for kept, reasons in whole.values():
+        for reason in reasons:
+            most[reason] += kept / len(reasons)
+    params = sum(analysis.graph.weights[name].size for name in whole)
+    return params, params - sum(kept for kept, _ in whole.values()), most.most_common()
+
+
+def why(analysis: Any, layout: Any) -> Iterator[str]:
+    """Why no position is removed along the axes of a weight, in words that are the same for all graphs."""
+    from graphprune.dims import atoms
+
+    kinds = {node.label: node.kind for node in analysis.graph.nodes}
+    found = [atom for dim in layout for atom in atoms(dim) if atom.size != 1]
+    for atom in [atom for atom in found if atom in analysis.by_dim] or found:
+        if atom.reason is None:
+            yield "there is only one position to spare" if atom in analysis.by_dim else "no node reads it"
+        else:
+            said = re.sub(r"\d+", "n", re.sub(r",? '[^']*'", "", atom.reason.why))
+            kind = kinds.get(atom.reason.node, "")
+            yield f"{said} ({kind})" if kind and kind not in said else said
+    if not found:
+        yield "it is a single number"
+
+
+def together(graphs: Iterator[tuple[str, Any]]) -> Row:
+    """Many graphs as one row."""
+    total = Row(OPERATORS, graphs=0)
+    most: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    errors = []
+    for name, made in graphs:
+        row = prove(name, made)
+        outcomes[row.outcome] += 1
+        errors += [f"{name}: {row.error}"] if row.error else []
+        most.update(dict(row.reasons))
+        for what in ("graphs", "nodes", "params", "prunable", "left", "dims", "analysis"):
+            setattr(total, what, getattr(total, what) + getattr(row, what))
+        total.opset = max(total.opset, row.opset)
+        if row.outcome == PROVED:
+            total.permuted, total.zeroed = max(total.permuted, row.permuted), max(total.zeroed, row.zeroed)
+    total.reasons, total.error = most.most_common(), "; ".join(errors)
+    total.outcome = next((bad for bad in BAD if outcomes[bad]), PROVED)
+    return total
+
+
+def cause(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def read(state: Path) -> dict[str, Row]:
+    """The rows so far; the last of a row's lines counts."""
+    lines = state.read_text().splitlines() if state.exists() else []
+    return {row["name"]: Row(**row) for row in map(json.loads, lines)}
+
+
+def names(patterns: Sequence[str] = ()) -> list[str]:
+    """The graphs that one of the patterns fits; without patterns, all."""
+    from models.zoo import ZOO
+
+    return [n for n in (*ZOO, OPERATORS) if not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)]
+
+
+HEADER = (
+    "graph | opset | nodes | analysis, ms | parameters | prunable | left at half of every Dim | permutation error | "
+    "zero == cut error | what keeps most parameters whole"
+)
+
+
+def line(row: Row) -> str:
+    """One row in Markdown."""
+    told = row.reasons[: 2 if row.share < 0.5 else 1] if row.prunable < row.params else []
+    reasons = "; ".join(f"{text}: {count / row.params:.0%}" for text, count in told if count > 0.005 * row.params)
+    errors = f"{row.permuted:.0e} | {row.zeroed:.0e}" if row.outcome == PROVED else f"{row.outcome} |"
+    left = row.left / row.params if row.params else 1.0
+    return (
+        f"| {row.name} | {row.opset} | {row.nodes} | {1000 * row.analysis:.0f} | {row.params:,} | {row.share:.1%} | "
+        f"{left:.1%} | {errors} | {reasons} |"
+    )
+
+
+def page(rows: Sequence[Row]) -> Iterator[str]:
+    """The lines of docs/zoo.md."""
+    import onnx
+    import onnxruntime
+    import torch
+    import transformers
+
+    found = [row for row in rows if row.outcome in (PROVED, FROZEN)]
+    yield "# Graphs as tools write them"
+    yield ""
+    yield "Generated by `python -m tools.zoo`"
+    yield f"(torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}, onnx {onnx.__version__},"
+    yield f"ONNX Runtime {onnxruntime.__version__})."
+    yield ""
+    yield from OPENING.strip().splitlines()
+    yield ""
+    yield from (f"- {text}" for text in totals(rows))
+    yield ""
+    yield "## What keeps most parameters whole"
+    yield ""
+    yield "Shares of the parameters of each graph, added up over all graphs, so that each graph counts alike."
+    yield ""
+    yield "| reason | graphs' worth of parameters | graphs |"
+    yield "|---|---:|---:|"
+    yield from (f"| {text} | {worth:.2f} | {count} |" for text, worth, count in reasons(found))
+    yield ""
+    if bad := [row for row in rows if row.outcome in BAD]:
+        yield "## Wrong, invalid or failed"
+        yield ""
+        yield from (f"- {row.name}, {row.outcome}: {row.error}" for row in bad)
+        yield ""
+    yield "## All graphs"
+    yield ""
+    yield f"| {HEADER} |"
+    yield "|---|" + "---:|" * (HEADER.count("|") - 1) + "---|"
+    yield from (line(row) for row in rows if row.outcome != UNMADE)
+    if unmade := [row for row in rows if row.outcome == UNMADE]:
+        yield ""
+        yield "Not made, because the tool that writes the file fails:"
+        yield ""
+        yield from (f"- {row.name}: {row.error}" for row in unmade)
+
+
+OPENING = """
+The files of `models/zoo.py`: architectures of transformers (two layers, random weights) through both exporters of
+torch, with fixed and dynamic shapes, at opsets from 13 on, in float32 and float16; what ONNX Runtime's optimisers make
+of them; what its quantisers make of them; trained models out of packages; the graphs that come with onnx. Half of
+every Dim is cut, of every kind and to the position, by the score l2. *Prunable* is the share of parameters that some
+choice of positions would remove. The errors of the permutation and of zero == cut are relative to the largest output.
+The cut file is written, read again, checked, and run.
+
+`onnx/operators` are onnx's own tests of single ops in one row. Each op stands between products with random weights
+along every axis, and takes all inputs but the first as weights.
+"""
+
+
+def totals(rows: Sequence[Row]) -> Iterator[str]:
+    """What to know of all rows together."""
+    made = [row for row in rows if row.outcome != UNMADE]
+    found = Counter(row.outcome for row in made)
+    single = [row for row in made if row.graphs == 1 and row.outcome in (PROVED, FROZEN)]
+    operators = sum(row.graphs for row in made if row.graphs > 1)
+    yield f"{len(made)} graphs" + (f", one of them for {operators} tests of single ops" if operators else "")
+    yield ", ".join(f"{found[what]} {what}" for what in (PROVED, FROZEN, *BAD))
+    half = sum(row.share > 0.5 for row in single)
+    yield f"more than half of the parameters are prunable in {half} of {len(single)}; the others list why not"
+    nodes, seconds = sum(row.nodes for row in single), sum(row.analysis for row in single)
+    yield f"{1e6 * seconds / max(nodes, 1):.0f} ms of analysis for each thousand nodes, of {nodes:,}"
+
+
+def reasons(rows: Sequence[Row], most: int = 20) -> list[tuple[str, float, int]]:
+    """The reasons that keep most parameters whole: each with the sum of its shares, and how many graphs have it."""
+    worth: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    for row in rows:
+        for text, kept in row.reasons:
+            worth[text] += kept / max(row.params, 1)
+            count[text] += 1
+    return [(text, share, count[text]) for text, share in worth.most_common(most)]
+
+
+def main() -> None:
+    """Command line."""
+    from models.packages import cache
+
+    parser = argparse.ArgumentParser(description="Prove graphprune on ONNX graphs of all kinds.")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PATTERN", help="only graphs with such names")
+    parser.add_argument("--state", type=Path, default=cache() / "zoo.jsonl", help="where rows are kept")
+    parser.add_argument("--again", action="store_true", help="also those that are in the state")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each")
+    parser.add_argument("--memory", type=float, default=16, help="gigabytes of addresses for each")
+    parser.add_argument("--page", action="store_true", help="write the page from what is in the state, and end")
+    parser.add_argument("--child", metavar="NAME", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        warnings.simplefilter("ignore")
+        print(json.dumps(asdict(measure(options.child))))
+        return
+    done = read(options.state)
+    for name in [] if options.page else names(options.only):
+        if name not in done or options.again:
+            row = Row(**record("tools.zoo", name, options.limit, int(options.memory * GIGABYTE)))
+            with options.state.open("a") as stream:
+                stream.write(json.dumps(asdict(row)) + "\n")
+            done[name] = row
+            print(f"{name}: {row.outcome}: {row.error}" if row.error else line(row), flush=True)
+    if options.page or not options.only:
+        PAGE.write_text("\n".join(page([done[name] for name in names() if name in done])) + "\n")
+    print("\n".join(totals(list(done.values()))))
+
+
+if __name__ == "__main__":
+    main()
