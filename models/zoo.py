@@ -37,8 +37,9 @@ HALVES = "bert gpt2 llama qwen3 t5 vit convnext resnet".split()
 TYPES = {
     **dict.fromkeys("bert roberta distilbert albert electra deberta".split(), "bert"),
     **dict.fromkeys("vit deit beit".split(), "vit"),
-    **{"gpt2": "gpt2", "bart": "bart", "whisper": "bart", "t5": "t5", "clip": "clip", "swin": "swin"},
-    **{"gpt_neox": "gpt_neox", "qwen3": "qwen3", "llama": "gpt2"},
+    **dict.fromkeys("bart whisper".split(), "bart"),
+    **dict.fromkeys("gpt2 llama".split(), "gpt2"),
+    **{name: name for name in "t5 clip swin gpt_neox qwen3".split()},
 }
 """What ONNX Runtime's optimiser for transformers is told that a model is."""
 

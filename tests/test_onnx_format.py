@@ -101,6 +101,20 @@ def test_an_op_that_only_the_runtime_knows_is_frozen_and_its_neighbours_are_not(
     assert [len(cut.keep) for cut in result.plan.cuts] == [24]
 
 
+def test_an_op_that_the_runtime_knows_earlier_than_the_standard() -> None:
+    """ONNX Runtime's optimisers put LayerNormalization, of opset 17, into files of any opset."""
+    net = Net(opset=17)
+    hidden = net.op("MatMul", net.input("rows", 8), net.weight(8, 32, fan=8))
+    normal = net.op("LayerNormalization", hidden, net.weight(32), net.weight(32))
+    net.output(net.op("MatMul", normal, net.weight(32, 3, fan=32)))
+    proto = net.model()
+    proto.opset_import[0].version = 13
+    result = graphprune.prune(proto, keep=0.5, allow="all")
+    assert result.report.verified
+    assert [len(cut.keep) for cut in result.plan.cuts] == [16]
+    assert {node.domain for node in result.model.graph.node} == {""}
+
+
 def test_axes_that_only_a_run_tells_apart() -> None:
     """An axis that follows an input gets the input's symbol; one that follows a product of two gets its own."""
     net = Net()

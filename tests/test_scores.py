@@ -41,10 +41,10 @@ B1 = [1.0, -1.0, 4.0]
 W2 = [[1.0, 1.0], [2.0, 0.0], [0.0, -2.0]]
 
 
-def layer(scale: float = 1.0, dtype: npt.DTypeLike = np.float32) -> Analysis:
+def layer(scale: float = 1.0, dtype: npt.DTypeLike = np.float32, w1: npt.ArrayLike = W1) -> Analysis:
     """Two inputs to a hidden layer of three to two outputs, with the weights above (the first ones scaled)."""
     net = Net()
-    w1, b1, w2 = (net.const(np.array(w) * s, dtype) for w, s in ((W1, scale), (B1, 1), (W2, 1)))
+    w1, b1, w2 = (net.const(np.array(w) * s, dtype) for w, s in ((w1, scale), (B1, 1), (W2, 1)))
     if dtype != np.float32:
         w1, b1, w2 = (net.op("Cast", name, to=onnx.TensorProto.FLOAT) for name in (w1, b1, w2))
     net.output(net.op("MatMul", net.op("Relu", net.op("Gemm", net.input("rows", 2), w1, b1)), w2))
@@ -238,6 +238,16 @@ def test_a_weight_too_large_to_be_squared() -> None:
     with pytest.raises(UsageError, match="squares overflowed"):
         scores(layer(1e30), "l2")
     assert np.isfinite(scores(layer(1e30), "l1")[3]).all()
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_mask_that_was_folded_into_a_weight(name: str, dtype: npt.DTypeLike) -> None:
+    """The lowest number of a type, which nobody trains, counts as the zero that is in its place in W1."""
+    w1 = np.array(W1, dtype)
+    assert w1[1, 1] == 0
+    w1[1, 1] = np.finfo(w1.dtype).min
+    np.testing.assert_allclose(scores(layer(1, dtype, w1), name)[3], scores(layer(1, dtype), name)[3], rtol=1e-5)
 
 
 def test_every_score_says_where_it_comes_from() -> None:

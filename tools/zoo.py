@@ -94,15 +94,15 @@ def prove(name: str, source: Any) -> Row:
     from graphprune.formats import of
     from graphprune.pipeline import Loaded
     from graphprune.verify import Proof
+    from tools.bench_analysis import measure as clocked
 
     row = Row(name)
     format = of(source)
     try:
         model = format.read(source)
         graph = model.graph
-        start = time.perf_counter()
         analysis = analyse(graph)
-        row.analysis = time.perf_counter() - start
+        row.analysis = clocked(graph, 3)[0] / 1000
         row.opset, row.nodes, row.dims = graph.opset, len(graph.nodes), len(analysis.prunable)
         row.params, row.prunable, row.reasons = shares(analysis)
         half = Request(keep=HALF, multiple=1, floor=0, allow=("all",))

@@ -138,7 +138,7 @@ def over_weights(
             if not _is_statistic(task, name, node, i) and any(a in total for dim in layout for a in atoms(dim))
         ]
         if layouts and weight is not None and (only is None or name in only):
-            data = weight.load()
+            data = trained(weight.load())
             seen = data if read is None else read(name, data)
             for layout in layouts:
                 if seen is None:
@@ -167,7 +167,7 @@ def over_blocks(
         axes = [axis for axis in range(len(layout)) if (name, axis) not in summed and len(layout) > 1]
         places = [(axis, dim) for axis in axes for dim in dict.fromkeys(atoms(layout[axis])) if dim in wanted]
         if places and weight is not None:
-            data = weight.load()
+            data = trained(weight.load())
             for axis, dim in places:
                 values = judge(_blocks(data, axis, layout[axis], wanted[dim]))
                 total[dim] += relative(values) if normalise else values
@@ -182,6 +182,12 @@ def _blocks(data: Array, axis: int, dim: Dim, atom: Atom) -> Floats:
     order = np.argsort(labels, kind="stable")[np.count_nonzero(labels == 0) :]
     rows = np.moveaxis(data, axis, 0).astype(np.float64)[order]
     return rows.reshape(atom.size, len(order) // atom.size, -1)
+
+
+def trained(data: Array) -> Array:
+    """``data`` with zeros in place of the lowest number of its type: an exporter folded a mask into it."""
+    masked = data == np.finfo(data.dtype).min if data.dtype.kind == "f" else np.zeros((), bool)
+    return np.where(masked, data.dtype.type(0), data) if masked.any() else data
 
 
 def relative(values: Floats) -> Floats:

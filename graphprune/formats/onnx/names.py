@@ -22,8 +22,8 @@ _SPECIAL = {
 }
 STANDARD = ("", "ai.onnx")
 RUNTIME = "com.microsoft"
-_EXTENSIONS = ("SimplifiedLayerNormalization",)
-"""Ops that ONNX Runtime adds to the domain of the standard, in the files that it optimises."""
+_EXTENSIONS = ("LayerNormalization", "SimplifiedLayerNormalization")
+"""Ops that ONNX Runtime has in the domain of the standard at every opset, in the files that it optimises."""
 
 
 def rule_name(op_type: str, domain: str = "") -> str:
@@ -38,7 +38,9 @@ def rule_name(op_type: str, domain: str = "") -> str:
 
 def as_onnx(proto: onnx.ModelProto) -> onnx.ModelProto:
     """``proto``, in which ops that onnx does not know have a domain that it does not look into."""
-    moved = [node for node in proto.graph.node if node.op_type in _EXTENSIONS and node.domain in STANDARD]
+    opset = max((o.version for o in proto.opset_import if o.domain in STANDARD), default=1)
+    added = [op for op in _EXTENSIONS if not onnx.defs.has(op, max_inclusive_version=opset, domain="")]
+    moved = [node for node in proto.graph.node if node.op_type in added and node.domain in STANDARD]
     for node in moved:
         node.domain = RUNTIME
     if moved and RUNTIME not in {opset.domain for opset in proto.opset_import}:
