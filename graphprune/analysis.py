@@ -292,8 +292,12 @@ def _collect(facts: Facts, analysis: Analysis) -> list[Atom]:
     """One Atom for each atom of a weight's layout that is not merely a place or a list of axes."""
     graph = facts.graph
     uses: dict[Dim, list[Use]] = {}
+    first = {name: (node, -1) for node in reversed(graph.nodes) for name in node.outer}
+    first |= {name: readers[0] for name, readers in graph.consumers.items() if readers}
     for name, node, i, layout in analysis.uses:
-        reader, at = (node, i) if node is not None else graph.consumers[name][0]
+        if node is None and name not in first:  # it is an output of the model, and nothing else
+            continue
+        reader, at = (node, i) if node is not None else first[name]
         for axis, dim in enumerate(layout):
             for atom in dict.fromkeys(atoms(dim)):
                 if atom.size != 1:

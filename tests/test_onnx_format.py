@@ -115,6 +115,26 @@ def test_an_op_that_the_runtime_knows_earlier_than_the_standard() -> None:
     assert {node.domain for node in result.model.graph.node} == {""}
 
 
+def test_weights_that_no_node_of_the_graph_reads() -> None:
+    """One is read in the bodies of an If alone, one is an output of the model and nothing else."""
+    net = Net()
+    x, weight = net.input("batch", 8), net.weight(8)
+    nodes = [helper.make_node(kind, [weight], [kind]) for kind in ("Identity", "Neg")]
+    bodies = [
+        helper.make_graph([node], node.op_type, [], [helper.make_tensor_value_info(node.op_type, FLOAT, [8])])
+        for node in nodes
+    ]
+    chosen = net.op("If", net.const(True, bool), then_branch=bodies[0], else_branch=bodies[1])
+    net.output(net.op("Add", x, chosen))
+    proto = net.model()
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(4, np.float32), "kept"))
+    proto.graph.output.append(helper.make_tensor_value_info("kept", FLOAT, [4]))
+    analysis = analyse(format_.read(proto).graph)
+    assert not analysis.prunable
+    assert frozen(analysis, 8) == {f"it is read inside the body of If (node {chosen})"}
+    assert not frozen(analysis, 4)
+
+
 def test_axes_that_only_a_run_tells_apart() -> None:
     """An axis that follows an input gets the input's symbol; one that follows a product of two gets its own."""
     net = Net()

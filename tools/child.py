@@ -39,7 +39,7 @@ def run(command: Sequence[str], limit: float = 3600.0, memory: int = resource.RL
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),  # noqa: PLW1509  no threads here
         )
         pid, late = 0, False
         try:

@@ -90,6 +90,7 @@ def exported(row: Row, module: Any, inputs: dict[str, Any]) -> tuple[onnx.ModelP
     """The file that torch's exporter makes, and its inputs: in float64 if ONNX Runtime loads that, else in float32."""
     from graphprune.errors import VerifyError
     from graphprune.formats import onnx as format
+    from models.zoo import spell_out
 
     try:
         proto = widen(export(row, module, inputs))
@@ -116,17 +117,6 @@ def export(row: Row, module: Any, inputs: dict[str, Any]) -> onnx.ModelProto:
     row.export = time.perf_counter() - start
     assert program is not None
     return program.model_proto
-
-
-def spell_out(module: Any) -> None:
-    """Attention and experts as plain products, not as the fused calls that the exporter may not know."""
-    from transformers import PreTrainedModel
-
-    for part in module.modules():
-        if isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")
-            if part._can_set_experts_implementation():
-                part.set_experts_implementation("batched_mm")
 
 
 def widen(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,14 +16,15 @@ import re
 import tempfile
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from tools.child import record
+from tools.onnx_zoo import cause
 
 PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 OPERATORS = "onnx/operators"
@@ -133,7 +134,6 @@ def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
     from graphprune.dims import size_after
 
     gone = {atom.dim: 0 for atom in analysis.prunable if atom.size > atom.least}
-    most: Counter[str] = Counter()
     whole: dict[str, tuple[int, set[str]]] = {}
     for name, _, _, layout in analysis.uses:
         weight = analysis.graph.weights[name]
@@ -143,11 +143,17 @@ def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
                 kept = kept // size * size_after(dim, gone) if size else 0
             if name not in whole or kept < whole[name][0]:
                 whole[name] = kept, set(why(analysis, layout))
-    for kept, reasons in whole.values():
-        for reason in reasons:
-            most[reason] += kept / len(reasons)
+    most = added((reason, kept / len(told)) for kept, told in whole.values() for reason in told if kept)
     params = sum(analysis.graph.weights[name].size for name in whole)
-    return params, params - sum(kept for kept, _ in whole.values()), most.most_common()
+    return params, params - sum(kept for kept, _ in whole.values()), most
+
+
+def added(pairs: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The sum for each name, the largest first."""
+    total: dict[str, float] = defaultdict(float)
+    for name, value in pairs:
+        total[name] += value
+    return sorted(total.items(), key=lambda pair: -pair[1])
 
 
 def why(analysis: Any, layout: Any) -> Iterator[str]:
@@ -156,13 +162,13 @@ def why(analysis: Any, layout: Any) -> Iterator[str]:
 
     kinds = {node.label: node.kind for node in analysis.graph.nodes}
     found = [atom for dim in layout for atom in atoms(dim) if atom.size != 1]
-    for atom in [atom for atom in found if atom in analysis.by_dim] or found:
-        if atom.reason is None:
-            yield "there is only one position to spare" if atom in analysis.by_dim else "no node reads it"
-        else:
-            said = re.sub(r"\d+", "n", re.sub(r",? '[^']*'", "", atom.reason.why))
-            kind = kinds.get(atom.reason.node, "")
+    for dim in [dim for dim in found if dim in analysis.by_dim] or found:
+        if dim.reason is not None:
+            said = re.sub(r"\d+", "n", re.sub(r",? '[^']*'", "", dim.reason.why))
+            kind = kinds.get(dim.reason.node, "")
             yield f"{said} ({kind})" if kind and kind not in said else said
+        elif dim in analysis.by_dim and analysis.by_dim[dim].size <= analysis.by_dim[dim].least:
+            yield "it has no position to spare"
     if not found:
         yield "it is a single number"
 
@@ -170,29 +176,21 @@ def why(analysis: Any, layout: Any) -> Iterator[str]:
 def together(graphs: Iterator[tuple[str, Any]]) -> Row:
     """Many graphs as one row."""
     total = Row(OPERATORS, graphs=0)
-    most: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     errors = []
     for name, made in graphs:
         row = prove(name, made)
         outcomes[row.outcome] += 1
         errors += [f"{name}: {row.error}"] if row.error else []
-        most.update(dict(row.reasons))
+        total.reasons = added((*total.reasons, *row.reasons))
         for what in ("graphs", "nodes", "params", "prunable", "left", "dims", "analysis"):
             setattr(total, what, getattr(total, what) + getattr(row, what))
         total.opset = max(total.opset, row.opset)
         if row.outcome == PROVED:
             total.permuted, total.zeroed = max(total.permuted, row.permuted), max(total.zeroed, row.zeroed)
-    total.reasons, total.error = most.most_common(), "; ".join(errors)
+    total.error = "; ".join(errors)
     total.outcome = next((bad for bad in BAD if outcomes[bad]), PROVED)
     return total
-
-
-def cause(error: BaseException) -> str:
-    """The first line of what an error goes back to."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def read(state: Path) -> dict[str, Row]:
@@ -298,13 +296,9 @@ def totals(rows: Sequence[Row]) -> Iterator[str]:
 
 def reasons(rows: Sequence[Row], most: int = 20) -> list[tuple[str, float, int]]:
     """The reasons that keep most parameters whole: each with the sum of its shares, and how many graphs have it."""
-    worth: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    for row in rows:
-        for text, kept in row.reasons:
-            worth[text] += kept / max(row.params, 1)
-            count[text] += 1
-    return [(text, share, count[text]) for text, share in worth.most_common(most)]
+    worth = added((text, kept / max(row.params, 1)) for row in rows for text, kept in row.reasons)
+    count = Counter(text for row in rows for text, _ in row.reasons)
+    return [(text, share, count[text]) for text, share in worth[:most]]
 
 
 def main() -> None:

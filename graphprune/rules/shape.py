@@ -219,10 +219,16 @@ def resize(op: Op) -> None:
         return
     axes = [axis % len(op.x) for axis in op.attr("axes", range(len(op.x)))]
     op.tie_same(op.x, op.y, leave=axes)
+    same = [
+        op.x[axis].size is not None
+        and op.x[axis].size == op.y[axis].size
+        and (sized or (scales is not None and len(scales) > i and scales[i] == 1))
+        for i, axis in enumerate(axes)
+    ]
+    alike = op.attr("keep_aspect_ratio_policy", "stretch") != "stretch"  # one scale for all, made of all sizes
     for i, axis in enumerate(axes):
         dim, out = op.x[axis], op.y[axis]
-        same = dim.size is not None and dim.size == out.size
-        if same and (sized or (scales is not None and len(scales) > i and scales[i] == 1)):
+        if all(same) if alike else same[i]:
             op.tie(dim, out)
             if sized:
                 op.slot(3, i, out)

@@ -120,8 +120,10 @@ def _resize(title: str, free: str, opset: int, inputs: Sequence[Any], **attrs: A
 _resize("scales", "++.. / . -> ++..", 19, [None, (1, 1, 2, 2)], mode="linear")
 _resize("sizes", "++.+ / / . -> ++.+", 19, [None, None, [2, 5, 6, 4]])
 _resize("sizes of two axes", "++.. / / . -> ++..", 18, [None, None, [6, 8]], axes=[2, 3])
+_larger = {"keep_aspect_ratio_policy": "not_smaller"}
 _ratio = {"keep_aspect_ratio_policy": "not_larger"}
 _resize("sizes that keep the ratio", "++++ / / . -> ++++", 19, [None, None, [2, 5, 6, 8]], **_ratio)
+_resize("sizes of which some stay", ".++. / / . -> .++.", 18, [None, None, [1, 3]], axes=[0, 3], **_larger)
 _resize("sizes of two axes, from the end", "++.. / / . -> ++..", 18, [None, None, [8, 6]], axes=[-1, -2])
 _resize("channels resized", "+.+. / . -> +.+.", 19, [None, (1, 2, 1, 2)])
 _resize("opset 10", "++.. . -> ++..", 10, [(1, 1, 2, 2)])
