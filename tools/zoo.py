@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,6 +33,8 @@ OPERATORS = "onnx/operators"
 PROVED, FROZEN, WRONG, INVALID, FAILED, UNMADE = "proved", "frozen", "wrong", "invalid", "failed", "not made"
 BAD = (WRONG, INVALID, FAILED)
 HALF = 0.5
+NOTED = 0.02
+"""A reason that keeps less of a graph whole is not told in its row."""
 GIGABYTE = 1 << 30
 
 
@@ -41,7 +43,7 @@ class Row:
     """What became of a graph, or of ``graphs`` together; ``error`` says what went wrong where something did.
 
     ``params`` are counted at full size, ``prunable`` those that some choice of positions removes, ``left`` those left
-    with half of every Dim; ``reasons`` are pairs of why, and how many parameters stay for it.
+    with half of every Dim; ``reasons`` are pairs of why an axis stays whole, and its share of the parameters.
     """
 
     name: str
@@ -126,26 +128,34 @@ def prove(name: str, source: Any) -> Row:
 
 
 def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
-    """How many parameters there are, how many of them are prunable, and for how many each reason keeps whole.
+    """How many parameters there are, how many of them are prunable, and what each reason keeps whole, in parameters.
 
-    A parameter is prunable where the positions on one of its axes are; else the reasons of all its axes share it.
+    A parameter is prunable where the positions on one of its axes are. An axis that stays whole stands for its share of
+    a weight: half of a matrix.
     """
     from graphprune.cost import COUNTS
-    from graphprune.dims import size_after
+    from graphprune.dims import atoms, size_after
 
     gone = {atom.dim: 0 for atom in analysis.prunable if atom.size > atom.least}
-    whole: dict[str, tuple[int, set[str]]] = {}
+    kinds = {node.label: node.kind for node in analysis.graph.nodes}
+    kept: dict[str, int] = {}
+    told: list[tuple[str, float]] = []
     for name, _, _, layout in analysis.uses:
         weight = analysis.graph.weights[name]
-        if weight.dtype not in COUNTS:
-            kept = weight.size
-            for dim, size in zip(layout, weight.shape, strict=True):
-                kept = kept // size * size_after(dim, gone) if size else 0
-            if name not in whole or kept < whole[name][0]:
-                whole[name] = kept, set(why(analysis, layout))
-    most = added((reason, kept / len(told)) for kept, told in whole.values() for reason in told if kept)
-    params = sum(analysis.graph.weights[name].size for name in whole)
-    return params, params - sum(kept for kept, _ in whole.values()), most
+        if weight.dtype in COUNTS or name in kept:
+            continue
+        axes = [dim for dim in layout if dim.size != 1]
+        axes = [dim for dim in axes if any(atom in analysis.by_dim for atom in atoms(dim))] or axes
+        kept[name] = weight.size
+        for dim in layout:
+            kept[name] = kept[name] // max(dim.extent, 1) * size_after(dim, gone)
+        for dim in axes:
+            reasons = {why(atom.reason, kinds) for atom in atoms(dim) if atom not in gone and atom.size != 1}
+            held = weight.size / len(axes) * size_after(dim, gone) / max(dim.extent, 1)
+            told += [(reason, held / len(reasons)) for reason in reasons]
+        told += [] if axes else [("it is a single number", weight.size)]
+    params = sum(analysis.graph.weights[name].size for name in kept)
+    return params, params - sum(kept.values()), added(told)
 
 
 def added(pairs: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -156,21 +166,13 @@ def added(pairs: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
     return sorted(total.items(), key=lambda pair: -pair[1])
 
 
-def why(analysis: Any, layout: Any) -> Iterator[str]:
-    """Why no position is removed along the axes of a weight, in words that are the same for all graphs."""
-    from graphprune.dims import atoms
-
-    kinds = {node.label: node.kind for node in analysis.graph.nodes}
-    found = [atom for dim in layout for atom in atoms(dim) if atom.size != 1]
-    for dim in [dim for dim in found if dim in analysis.by_dim] or found:
-        if dim.reason is not None:
-            said = re.sub(r"\d+", "n", re.sub(r",? '[^']*'", "", dim.reason.why))
-            kind = kinds.get(dim.reason.node, "")
-            yield f"{said} ({kind})" if kind and kind not in said else said
-        elif dim in analysis.by_dim and analysis.by_dim[dim].size <= analysis.by_dim[dim].least:
-            yield "it has no position to spare"
-    if not found:
-        yield "it is a single number"
+def why(reason: Any, kinds: Mapping[str, str]) -> str:
+    """Why a Dim stays whole, in words that are the same for all graphs, and the kind of node that says so."""
+    if reason is None:
+        return "it has no position to spare"
+    said = re.sub(r"\d+", "n", re.sub(r",? '[^']*'", "", reason.why))
+    kind = kinds.get(reason.node, "")
+    return f"{said} ({kind})" if kind and kind not in said else said
 
 
 def together(graphs: Iterator[tuple[str, Any]]) -> Row:
@@ -214,8 +216,8 @@ HEADER = (
 
 def line(row: Row) -> str:
     """One row in Markdown."""
-    told = row.reasons[: 2 if row.share < 0.5 else 1] if row.prunable < row.params else []
-    reasons = "; ".join(f"{text}: {count / row.params:.0%}" for text, count in told if count > 0.005 * row.params)
+    told = [(text, count / row.params) for text, count in row.reasons[: 2 if row.share < 0.5 else 1] if row.params]
+    reasons = "; ".join(f"{text}: {part:.0%}" for text, part in told if part > NOTED)
     errors = f"{row.permuted:.0e} | {row.zeroed:.0e}" if row.outcome == PROVED else f"{row.outcome} |"
     left = row.left / row.params if row.params else 1.0
     return (
@@ -244,7 +246,7 @@ def page(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield "## What keeps most parameters whole"
     yield ""
-    yield "Shares of the parameters of each graph, added up over all graphs, so that each graph counts alike."
+    yield from SHARED.strip().splitlines()
     yield ""
     yield "| reason | graphs' worth of parameters | graphs |"
     yield "|---|---:|---:|"
@@ -277,6 +279,12 @@ The cut file is written, read again, checked, and run.
 
 `onnx/operators` are onnx's own tests of single ops in one row. Each op stands between products with random weights
 along every axis, and takes all inputs but the first as weights.
+"""
+
+
+SHARED = """
+Shares of the parameters of each graph, added up over all graphs, so that each graph counts alike. An axis that stays
+whole stands for its share of a weight: half of a matrix, even where positions of the other axis are prunable.
 """
 
 
