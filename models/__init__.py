@@ -17,7 +17,8 @@
     resnet      ResNet-20 as torch modules
     mobilenet   MobileNetV2 as torch modules
     fused       decoders with a key-value cache and BERT, in fused ops of ONNX Runtime
-    zoo         ZOO, graph(name): what exporters, optimisers and quantisers make of models; operators(): tests of ops
+    zoo         ZOO, graph(name): what exporters, optimisers and quantisers make of models
+    operators   operators(): onnx's tests of single ops, each between layers
     llama       SmolLM2 and other Llama decoders as torch modules
 
 Only digits.onnx is part of the repository. Everything else is made on first use, in $GRAPHPRUNE_CACHE or

@@ -11,6 +11,7 @@ from graphprune.formats import onnx as format_
 from graphprune.rules import RULES, Op
 from graphprune.rules.registry import Rule
 from models import zoo
+from models.operators import operators
 from tests.build import Net
 from tools.child import record
 from tools.zoo import (
@@ -54,7 +55,7 @@ def test_graph(name: str) -> None:
 
 def test_a_wrong_rule_shows() -> None:
     """A softmax that is told to be any function of elements is wrong, and so is the row that adds tests of ops up."""
-    found = [made for made in zoo.operators("Softmax") if made[0] in ("softmax_axis_0", "softmax_axis_2")]
+    found = [made for made in operators("Softmax") if made[0] in ("softmax_axis_0", "softmax_axis_2")]
     row = together(iter(found))
     assert (row.outcome, row.graphs, row.error) == (PROVED, 2, "")
 

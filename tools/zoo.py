@@ -73,11 +73,11 @@ class Row:
 
 def measure(name: str) -> Row:
     """The row of one graph of the zoo, or of all operators."""
-    from models import zoo
+    from models import operators, zoo
 
     start = time.perf_counter()
     if name == OPERATORS:
-        row = together(zoo.operators())
+        row = together(operators.operators())
     else:
         try:
             path = zoo.graph(name)
