@@ -163,15 +163,16 @@ def _freeze_ends(facts: Facts) -> None:
 
 
 def _handed_on(facts: Facts) -> Iterator[dict[str, list[int]]]:
-    """Inputs and outputs that are the same axis by axis, but for one (the sequence); their axes of heads or states."""
+    """Inputs and outputs of one type, alike axis by axis but for one (the sequence); their axes of heads or states."""
     graph = facts.graph
     kinds = _kinds(facts)
     for taken in graph.inputs if graph.resizable else ():
         for given in graph.outputs:
+            types = {graph.values[name].dtype for name in (taken, given) if name in graph.values}
             ins, outs = (_layout(name, facts) or () for name in (taken, given))
             same = [i for i, (a, b) in enumerate(zip(ins, outs, strict=False)) if _alike(a, b)]
             axes = [i for i in same if ins[i].size and all(kinds.get(atom) in _CACHED for atom in atoms(ins[i]))]
-            if len(ins) == len(outs) <= len(same) + 1 and axes:
+            if len(types) == 1 and len(ins) == len(outs) <= len(same) + 1 and axes:
                 yield dict.fromkeys((taken, given), axes)
 
 
