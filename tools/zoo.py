@@ -1,7 +1,7 @@
 """Every graph of models/zoo.py: what of it may be cut, the proofs, and half of every Dim gone: docs/zoo.md.
 
-    python -m tools.zoo                            all of them, then the page
-    python -m tools.zoo --only 'bert/*' real/digits   some of them, printed; no page
+    python -m tools.zoo                        all of them, then the page
+    python -m tools.zoo --only 'bert/*'        some of them, printed; no page
 
 Each graph is made and measured in a process of its own, with limits of time and memory. What was found is kept in a
 file of JSON lines (``--state``), and no graph in it is measured again unless ``--again``; exported files are in the
@@ -32,7 +32,6 @@ OPERATORS = "onnx/operators"
 
 PROVED, FROZEN, WRONG, INVALID, FAILED, UNMADE = "proved", "frozen", "wrong", "invalid", "failed", "not made"
 BAD = (WRONG, INVALID, FAILED)
-HALF = 0.5
 NOTED = 0.02
 """A reason that keeps less of a graph whole is not told in its row."""
 GIGABYTE = 1 << 30
@@ -91,13 +90,13 @@ def measure(name: str) -> Row:
 def prove(name: str, source: Any) -> Row:
     """A file or model read, analysed, cut to half of every Dim, proved, written, and run from what was written."""
     from graphprune.analysis import analyse
-    from graphprune.budget import Request
     from graphprune.cost import CostModel
     from graphprune.errors import GraphpruneError
     from graphprune.formats import of
     from graphprune.pipeline import Loaded
     from graphprune.verify import Proof
     from tools.bench_analysis import measure as clocked
+    from tools.prove_real import HALF
 
     row = Row(name)
     format = of(source)
@@ -108,8 +107,7 @@ def prove(name: str, source: Any) -> Row:
         row.analysis = clocked(graph, 3)[0] / 1000
         row.opset, row.nodes, row.dims = graph.opset, len(graph.nodes), len(analysis.prunable)
         row.params, row.prunable, row.reasons = shares(analysis)
-        half = Request(keep=HALF, multiple=1, floor=0, allow=("all",))
-        chosen = Loaded(format, model, analysis).plan(half).chosen(analysis)
+        chosen = Loaded(format, model, analysis).plan(HALF).chosen(analysis)
         cost = CostModel(analysis)
         row.left = cost.params({dim: len(kept) for dim, kept in chosen.items()})
         proof = Proof(format, model, analysis)
