@@ -85,6 +85,14 @@ def _reshape(node: Node, args: list[Floats | None]) -> Floats:
     return np.reshape(_first(args), _whole(np.asarray(args[1])))
 
 
+def _one_hot(node: Node, args: list[Floats | None]) -> Floats:
+    if node.attrs.get("axis", -1) != -1:
+        raise ValueError("unknown")
+    places, depth, (off, on) = np.asarray(args[0]), _whole(np.asarray(args[1]))[0], np.asarray(args[2])
+    rows = np.arange(depth) == np.reshape(_whole(places), (*places.shape, 1)) % depth
+    return np.asarray(np.where(rows, on, off), np.float64)
+
+
 def _fill(node: Node, args: list[Floats | None]) -> Floats:
     value = np.reshape(np.asarray(node.attrs.get("value", 0), np.float64), -1)[0]
     return np.full(_whole(_first(args)), value)
@@ -129,6 +137,8 @@ EVALUATE: dict[str, Callable[[Node, list[Floats | None]], Floats]] = {
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,
     "reshape": _reshape,
+    "transpose": lambda node, args: np.transpose(_first(args), node.attrs.get("perm")),
+    "one_hot": _one_hot,
     "constant_of_shape": _fill,
     "range": _range,
 }

@@ -149,6 +149,16 @@ def tile(net: Net) -> None:
     sink(net, x, 6)
 
 
+@case("tile", "the batch, as torch's older exporter counts", ".+ . -> .+")
+def tile_counted(net: Net) -> None:
+    x = batch(net, 6)
+    first = net.op("Gather", net.op("Shape", x), net.const([0]))
+    counts = net.op("OneHot", net.const([0]), net.const(2), net.op("Concat", net.const([1]), first, axis=0))
+    repeats = net.op("Reshape", counts, net.const([-1]))
+    sink(net, net.op("Tile", net.weight(1, 6), repeats, name="tested"), 6)
+    sink(net, x, 6)
+
+
 @case("constant_of_shape", "first state of a dynamic batch", ". -> ..+")
 def first_state(net: Net) -> None:
     x = net.op("Transpose", tokens(net, 4), perm=[1, 0, 2])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.build import Net
 from tests.cases.table import add, case
@@ -102,6 +102,20 @@ def pad_axes(net: Net) -> None:
     inputs = net.const([2, 3]), net.const(0.3, np.float32), net.const([-2])
     made = net.op("Pad", net.free(3, 4, 5), *inputs, name="tested")
     net.sink(net.op("Mul", made, net.weight(*net.shape(made))))
+
+
+@case("pad", "as torch's older exporter computes it", "+++ . 1 -> +++")
+def pad_computed(net: Net) -> None:
+    """Given from the last axis to the first, each with both its sides: filled up, turned around, and laid out anew."""
+    given = net.op("Concat", net.const([0, 1, 2, 3]), net.op("ConstantOfShape", net.const([2]), value=_ZERO), axis=0)
+    rows = net.op("Reshape", given, net.const([-1, 2]))
+    turned = net.op("Slice", rows, *(net.const([number]) for number in (-1, -(2**63) + 1, 0, -1)))
+    pads = net.op("Reshape", net.op("Transpose", turned, perm=[1, 0]), net.const([-1]))
+    made = net.op("Pad", net.free(3, 4, 5), pads, net.const(0.3, np.float32), name="tested")
+    net.sink(net.op("Mul", made, net.weight(3, 9, 6)), shape=(3, 9, 6))
+
+
+_ZERO = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
 
 
 def _resize(title: str, free: str, opset: int, inputs: Sequence[Any], **attrs: Any) -> None:
