@@ -332,9 +332,10 @@ def main() -> None:
                 stream.write(json.dumps(asdict(row)) + "\n")
             done[name] = row
             print(f"{name}: {row.outcome}: {row.error}" if row.error else line(row), flush=True)
+    rows = [done[name] for name in names() if name in done]
     if options.page or not options.only:
-        PAGE.write_text("\n".join(page([done[name] for name in names() if name in done])) + "\n")
-    print("\n".join(totals(list(done.values()))))
+        PAGE.write_text("\n".join(page(rows)) + "\n")
+    print("\n".join(totals(rows)))
 
 
 if __name__ == "__main__":
