@@ -16,6 +16,8 @@ _OLDEST = 12
 """The opset of Einsum."""
 _FORMAT = 10
 """An IR version that ONNX Runtime reads."""
+_SMALL, _LARGE = 3, 4096
+"""Numbers that tests take and give."""
 _ZOO = "zoo/"
 _BENDS = {(False, False): "Identity", (True, False): "Abs", (False, True): "Tanh", (True, True): "Sigmoid"}
 """What keeps numbers positive, and between -1 and 1, where the test has such ones."""
@@ -43,7 +45,9 @@ def _fits(inputs: Any, output: Any) -> bool:
     """Whether a test takes arrays without infinities, and its first ones in and out have axes to mix."""
     if not inputs or not all(isinstance(value, np.ndarray) for value in (*inputs, output)):
         return False
-    ends = all(v.dtype == np.float32 and 0 < v.ndim < 6 and v.size > 2 for v in (inputs[0], output))
+    ends = all(
+        v.dtype == np.float32 and v.ndim in range(1, 6) and _SMALL <= v.size <= _LARGE for v in (inputs[0], output)
+    )
     return ends and all(v.dtype.kind != "f" or np.isfinite(v).all() for v in inputs)
 
 

@@ -1,4 +1,4 @@
-"""ONNX graphs as exporters, optimisers and quantisers write them: some 220 files, made from packages.
+"""ONNX graphs as exporters, optimisers and quantisers write them: some 240 files, made from packages.
 
 `ZOO` has a function for each name that writes the file; `graph(name)` is the file, in the cache. Names say how a file
 came about: `bert/legacy-17-dynamic` is the BERT of models/transformers_zoo.py through torch's older exporter at opset
@@ -241,7 +241,7 @@ def _derived(exports: Mapping[str, Write]) -> dict[str, Write]:
         for way in ways:
             source = f"{name}/dynamo-20" if way.startswith(("q", "int4")) else _older(exports, name)
             made[f"{source}/{way}"] = partial(quantise, source, way)
-    for name, way in (("light/squeezenet", "qdq"), ("light/resnet50", "qdq-channel"), ("real/minilm", "dynamic-int8")):
+    for name, way in (("light/squeezenet", "qdq"), ("light/shufflenet", "qdq"), ("real/minilm", "dynamic-int8")):
         made[f"{name}/{way}"] = partial(quantise, name, way)
     for name in "light/resnet50 light/densenet121 light/inception_v2 real/ocr_rec real/minilm".split():
         made[f"{name}/extended"] = partial(optimise, name, "extended")
