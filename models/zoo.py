@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -110,10 +109,7 @@ def _axes(inputs: Mapping[str, Any], size: Callable[[str, str], Any]) -> dict[st
 def _dynamo(module: Any, inputs: dict[str, Any], how: Export) -> onnx.ModelProto:
     import torch
 
-    axes: Any = _axes(inputs, lambda name, what: torch.export.Dim.AUTO) if how.dynamic else None
-    taken = list(signature(module.forward).parameters.values())
-    if how.dynamic and len(taken) == 1 and taken[0].kind is taken[0].VAR_KEYWORD:
-        axes = {taken[0].name: axes}
+    axes = _axes(inputs, lambda name, what: torch.export.Dim.AUTO) if how.dynamic else None
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             module, kwargs=inputs, dynamic_shapes=axes, opset_version=how.opset, dynamo=True, verbose=False
