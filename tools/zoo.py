@@ -136,12 +136,14 @@ def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
 
     gone = {atom.dim: 0 for atom in analysis.prunable if atom.size > atom.least}
     kinds = {node.label: node.kind for node in analysis.graph.nodes}
-    kept: dict[str, int] = {}
+    params, kept = 0, dict[str, int]()
     told: list[tuple[str, float]] = []
-    for name, _, _, layout in analysis.uses:
-        weight = analysis.graph.weights[name]
-        if weight.dtype in COUNTS or name in kept:
+    for name, _, _, stored in analysis.uses:
+        weight, own = analysis.meant(name)
+        layout, weight = own or stored, weight or analysis.graph.weights[name]
+        if weight.dtype in COUNTS or name in kept or name in analysis.facts.scales:
             continue
+        params += weight.size
         axes = [dim for dim in layout if dim.size != 1]
         axes = [dim for dim in axes if any(atom in analysis.by_dim for atom in atoms(dim))] or axes
         kept[name] = weight.size
@@ -152,7 +154,6 @@ def shares(analysis: Any) -> tuple[int, int, list[tuple[str, float]]]:
             held = weight.size / len(axes) * size_after(dim, gone) / max(dim.extent, 1)
             told += [(reason, held / len(reasons)) for reason in reasons]
         told += [] if axes else [("it is a single number", weight.size)]
-    params = sum(analysis.graph.weights[name].size for name in kept)
     return params, params - sum(kept.values()), added(told)
 
 
