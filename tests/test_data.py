@@ -772,7 +772,9 @@ def test_how_to_compensate(tmp_path: Path) -> None:
     assert "make up" not in notes["none"]
     assert "make up" not in str(graphprune.prune(digits.PATH, keep=1.0, calib=[images()]).report.notes)
     command("prune", "--compensate", digits.PATH, "-o", tmp_path / "first", "--keep", "0.5").done()
-    command(*line[:2], "--compensate=more", *line[3:]).refused(2, "no compensation 'more'", "least-squares, sequential, bias, none")
+    command(*line[:2], "--compensate=more", *line[3:]).refused(
+        2, "no compensation 'more'", "least-squares, sequential, bias, none"
+    )
     python = graphprune.prune(digits.PATH, keep=0.5, calib=tmp_path / "x.npz", compensate="bias")
     assert python.model.SerializeToString() == made["bias"]
 
