@@ -20,7 +20,7 @@ from tests.prove import Subject
 from tests.wrong_rules import concat, gather, slice_, softmax, split, transpose
 
 EXAMPLES = int(os.environ.get("GRAPHPRUNE_EXAMPLES", "300"))
-WITHIN = 300
+WITHIN = 1000
 """How many graphs it may take to find out that a rule is wrong."""
 PRUNABLE, PROVING = 0.8, 0.95
 SEARCH = settings(

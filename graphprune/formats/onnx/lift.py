@@ -172,7 +172,8 @@ class Lifted:
         return {k: self._tensor(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}
 
     def _tensor(self, value: Array) -> Tensor:
-        return _shared(value).to(self._type(str(value.dtype)))
+        made = _shared(value)
+        return made.to(self._type(str(made.dtype).removeprefix("torch.")))
 
     def _by_reference(self, node: Node, proto: onnx.NodeProto, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Without a gradient, by onnx's numpy implementation; UsageError where a gradient would have to go through."""
@@ -224,10 +225,13 @@ def lift(model: OnnxModel, dtype: torch.dtype = torch.float32, *, trainable: boo
     return made
 
 
+_WIDER = {"bfloat16": np.float32, "int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
+"""Types that torch does not take over from numpy."""
+
+
 def _shared(array: Array) -> Tensor:
     """``array`` as a tensor on the same memory where it can be; nothing writes to it."""
-    if str(array.dtype) == "bfloat16":
-        array = array.astype(np.float32)
+    array = array.astype(_WIDER.get(str(array.dtype), array.dtype), copy=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # numpy holds bytes of a protobuf as read-only
         return torch.from_numpy(np.asarray(array, order="C"))
