@@ -150,7 +150,7 @@ class Loaded:
         if how == "sequential" and not batches:
             raise UsageError(
                 "compensation in order runs the model, and there are no data to run it on",
-                hint="give --calib, or compensate by least-squares",
+                hint="give data (--calib FILE, or self), or compensate by least-squares",
             )
         if damping is None and how != "bias":
             damping = best_damping(self.analysis, chosen, moments)
