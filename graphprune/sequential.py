@@ -137,7 +137,7 @@ def in_order(
         halves = _halves(fit, dense, cut)
         for name, values in _fitted(analysis, fit, halves, found).items():
             found[name] = values
-            cut.put(name, _without(analysis, fit, values) if name == fit.consumer.weight else values)
+            cut.put(name, values)
         progress((done + 1) / len(fits))
     return found
 
@@ -230,10 +230,10 @@ def _inverse(scale: Floats) -> Floats:
 
 def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[str, Array]) -> dict[str, Array]:
     """The weight, and the bias, that come closest to the targets; nothing where those ``before`` do as well."""
-    stored = before[fit.consumer.weight]
-    first = fit.consumer.matrix(stored)[:, fit.kept]
     if len(halves) < 2:
         return {}
+    stored = before[fit.consumer.weight]
+    first = fit.consumer.matrix(stored)[:, fit.kept]
     errors = np.zeros(len(DAMPINGS) + 1)
     for fitted, other in (halves, halves[::-1]):
         for i, damping in enumerate(DAMPINGS):
@@ -241,7 +241,7 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
         errors[-1] += _error(first, other, fit.bias is not None)
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
     weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
-    changed = fit.consumer.matrix(stored)
+    changed = np.zeros_like(fit.consumer.matrix(stored))
     changed[:, fit.kept] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
     if fit.bias is not None:
@@ -264,11 +264,3 @@ def _error(weight: Floats, sums: Sums, centred: bool) -> float:
     inner, cross, size = sums.seconds(centred)
     error = size - 2 * float(np.einsum("ij,ij->", weight, cross)) + float(np.einsum("ij,ij->", weight @ inner, weight))
     return error / size if size > 0 else 0.0
-
-
-def _without(analysis: Analysis, fit: _Fit, values: Array) -> Array:
-    """A weight with zeros for the positions that go."""
-    matrix = fit.consumer.matrix(values)
-    gone = np.setdiff1d(np.arange(matrix.shape[1]), fit.kept)
-    matrix[:, gone] = 0
-    return fit.consumer.stored(matrix, values)

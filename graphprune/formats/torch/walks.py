@@ -17,7 +17,39 @@ from graphprune.formats.torch.proof import tensor
 from graphprune.graph import Array
 
 
-class Walk:
+class Held:
+    """Batches that stand before a node: for each the values that are still to be read, by what names them."""
+
+    _held: list[dict[Any, Any]]
+
+    @property
+    def batches(self) -> int:
+        """How many there are."""
+        return len(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """What they take up where they are."""
+        return sum(v.nbytes for held in self._held for v in held.values() if isinstance(v, torch.Tensor))
+
+    def drop(self, count: int) -> None:
+        """Leave the last ``count`` behind."""
+        del self._held[-count:]
+
+    def named(self, value: str) -> Any:
+        """What names ``value`` in a batch."""
+        return value
+
+    def rows(self, batch: int, site: Site) -> Array:
+        """What a consumer sums over at ``site``: [rows, features]."""
+        return np.asarray(rows_at(self._held[batch][self.named(site.value)], site).numpy())
+
+    def holds(self, value: str) -> bool:
+        """Whether ``value`` is computed by now, and still to be read."""
+        return all(self.named(value) in held for held in self._held)
+
+
+class Walk(Held):
     """As `graphprune.sequential.Walk` says."""
 
     def __init__(self, model: TorchModel, batches: Sequence[Mapping[str, Array]]) -> None:
@@ -42,21 +74,6 @@ class Walk:
                 ends[max(self._place[user] for user in node.users)].append(node)
         return ends
 
-    @property
-    def batches(self) -> int:
-        """As the protocol says."""
-        return len(self._held)
-
-    @property
-    def bytes(self) -> int:
-        """As the protocol says."""
-        tensors = (value for held in self._held for value in held.values() if isinstance(value, torch.Tensor))
-        return sum(value.nbytes for value in tensors)
-
-    def drop(self, count: int) -> None:
-        """As the protocol says."""
-        del self._held[-count:]
-
     def to(self, node: int) -> None:
         """As the protocol says."""
         calls = self.model.calls
@@ -73,13 +90,9 @@ class Walk:
                 held.update({one: value for one, value in self._run.env.items() if one not in weights})
         self._at = max(self._at, stop)
 
-    def rows(self, batch: int, site: Site) -> Array:
-        """As the protocol says."""
-        return np.asarray(rows_at(self._held[batch][self._names[site.value]], site).numpy())
-
-    def holds(self, value: str) -> bool:
-        """As the protocol says."""
-        return all(self._names.get(value) in held for held in self._held)
+    def named(self, value: str) -> fx.Node | None:
+        """As `Held` says."""
+        return self._names.get(value)
 
     def put(self, weight: str, values: Array) -> None:
         """As the protocol says."""
