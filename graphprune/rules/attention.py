@@ -125,6 +125,7 @@ def attention(name: str, line: str, *, step: int = 1, one_size: bool = False, or
         macs += ", b s i k r d, b s i k d, b s i k v" if operands["weights"] else ""
         letters = operands.state(sizes, macs)
         if letters:
+            op.mixes(letters["d"])
             _heads(operands, letters, one_size)
             _places(operands, letters, letters[keys], ordered)
             if step > 1:

@@ -67,8 +67,13 @@ class Mask:
     node: Node
     input: int
     axis: int
-    dim: Dim
+    layout: Layout
     against: tuple[int, int] | None = None
+
+    @property
+    def dim(self) -> Dim:
+        """What is summed over."""
+        return self.layout[self.axis]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Count:
 
 @dataclass
 class Facts:
-    """Everything the rules said about a graph."""
+    """Everything the rules said about a graph. ``mixed``: what nodes compute over, sums and all else."""
 
     graph: Graph
     layouts: dict[str, Layout] = field(default_factory=dict)
@@ -94,6 +99,7 @@ class Facts:
     contractions: list[Contraction] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     inexact: list[tuple[Dim, Reason]] = field(default_factory=list)
+    mixed: list[tuple[Node, Dim]] = field(default_factory=list)
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
@@ -197,6 +203,11 @@ class Op:
         self._spoken.add(id(dim))
         if not self.idle:
             self.facts.inexact.append((dim, Reason(why, self.label)))
+        self.mixes(dim)
+
+    def mixes(self, dim: Dim) -> None:
+        """What comes out is computed over it, as `inexact`, `mask` and axis texts say of themselves."""
+        self.facts.mixed.append((self.node, dim))
 
     def role(self, dim: Dim, role: str) -> None:
         """What the Dim is, in the field's words."""
@@ -244,7 +255,8 @@ class Op:
         """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
-            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against))
+            self.facts.masks.append(Mask(self.node, i, axis, layout, against))
+            self.mixes(layout[axis])
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""
@@ -287,6 +299,8 @@ class Op:
             self.inexact(bound.letters[letter], f"{self.node.kind} is computed over it")
         for cost in filter(None, options.get("macs", "").split(",")):
             self._cost(cost.split(), bound, signature)
+        for letter in {letter.rstrip("'") for letter in signature.contracted} & bound.letters.keys():
+            self.mixes(bound.letters[letter])
         if options.get("masked") != "no":
             self._masks(signature, bound)
         return bound.letters

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, atoms, take, touched
+from graphprune.dims import Chosen, Dim, atoms, ones, touched
 from graphprune.errors import VerifyError
 from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
@@ -58,13 +58,10 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
             continue
         place = everywhere[wanted.node.index]
         node = place.node
-        value = analysis.graph.values[wanted.node.inputs[wanted.input]]
-        zeros = np.zeros(wanted.dim.size or 0)
-        zeros[take(wanted.dim, chosen)] = 1
-        shape = [1] * len(value.shape or ())
-        shape[wanted.axis] = len(zeros)
+        dtype = np.dtype(analysis.graph.values[wanted.node.inputs[wanted.input]].dtype)
+        kept = ones(wanted.layout, wanted.axis, chosen).astype(dtype)
         name = f"graphprune/mask_{number}"
-        tensor = onnx.numpy_helper.from_array(zeros.reshape(shape).astype(np.dtype(value.dtype)), name)
+        tensor = onnx.numpy_helper.from_array(kept, name)
         helpers = [
             onnx.helper.make_node("Constant", [], [name], value=tensor),
             onnx.helper.make_node("Mul", [node.input[wanted.input], name], [f"{name}/masked"]),
