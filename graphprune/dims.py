@@ -422,6 +422,16 @@ def spread(dim: Dim, values: npt.NDArray[np.float64], into: dict[Dim, npt.NDArra
             spread(part, piece, into)
 
 
+def tally(dim: Dim, values: npt.NDArray[np.float64], wanted: Iterable[Dim]) -> dict[Dim, npt.NDArray[np.float64]]:
+    """``values`` (one a position of ``dim``) added up for each of ``wanted`` on it: atoms, and products of them."""
+    found: dict[Dim, npt.NDArray[np.float64]] = {}
+    spread(dim, values, found)
+    for target in wanted:
+        if target.kind == "product" and holds(dim, target):
+            found[target] = np.bincount(numbers(dim, target), values, target.extent + 1)[1:].astype(np.float64)
+    return {target: found[target] for target in wanted if target in found}
+
+
 def numbers(dim: Dim, target: Dim) -> Positions:
     """For each position of ``dim`` the position of ``target`` that it belongs to, counted from 1; 0 for none.
 
@@ -435,8 +445,8 @@ def numbers(dim: Dim, target: Dim) -> Positions:
     if target.kind == "product":
         each = [numbers(dim, part) for part in target.parts]
         joint = np.zeros(dim.extent, np.int64)
-        for found, part in zip(each, target.parts, strict=True):
-            joint = joint * part.extent + found - 1
+        for position, part in zip(each, target.parts, strict=True):
+            joint = joint * part.extent + position - 1
         return np.where(np.all(each, axis=0), joint + 1, 0)
     if dim.kind == "atom":
         return np.arange(1, dim.extent + 1) if dim is target else np.zeros(dim.extent, np.int64)
@@ -444,8 +454,8 @@ def numbers(dim: Dim, target: Dim) -> Positions:
     if dim.kind == "sum":
         return np.concatenate(parts)
     total = np.zeros(1, np.int64)
-    for part in parts:
-        total = np.add.outer(total, part).ravel()
+    for found in parts:
+        total = np.add.outer(total, found).ravel()
     return total
 
 

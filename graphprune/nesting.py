@@ -1,8 +1,8 @@
 """Nesting: an atom that is only ever found under another, so that each position of that one may keep its own.
 
-Channels lie under the groups of a grouped convolution, query heads under their key head: nothing ever compares channel 3
-of one group with channel 3 of another. Then channels may be permuted in each group by itself, and the model still
-computes the same; so each group may keep other channels, as many as every other group. An atom b lies under an atom a if
+Channels lie under the groups of a grouped convolution, query heads under their key head: nothing ever puts channel 3 of
+one group together with channel 3 of another. Then channels may be permuted in each group by itself, and the model still
+computes the same; so each group may keep other channels, as many as every other group. An atom b is under an atom a if
 
 - whatever holds b holds a as well, at each position once: on the same axis, or (a grouped convolution's weight) on
   another. What holds b alone, such as a scale that all heads share, ties the positions of b together;
