@@ -165,7 +165,7 @@ def _heads(operands: Operands, letters: Mapping[str, Dim], one_size: bool) -> No
         op.pin("scale", 1 / math.sqrt(letters["d"].size or 1), letters["d"])
     for i, (name, layout) in enumerate(zip(operands.ins, op.ins, strict=False)):
         if name in _SUMMED and layout:
-            op.mask(i, len(layout) - 1)
+            op.mask(i, len(layout) - 1, part=letters["d"])
     if operands["weights"]:
         op.mask(0, 2, against=(1, 0))
         for i, letter in enumerate("ddv"):

@@ -251,12 +251,12 @@ class Op:
         """Of the bodies that begin here the one of this number never runs."""
         self.facts.never.add((*self.node.body, (self.node.index, branch)))
 
-    def mask(self, i: int, axis: int, against: tuple[int, int] | None = None) -> None:
-        """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
+    def mask(self, i: int, axis: int, against: tuple[int, int] | None = None, part: Dim | None = None) -> None:
+        """Input ``i`` is summed over ``axis``, or a ``part`` of it, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
             self.facts.masks.append(Mask(self.node, i, axis, layout, against))
-            self.mixes(layout[axis])
+            self.mixes(part or layout[axis])
 
     def extent(self, output: bool, operand: int, axis: int) -> int:
         """The (example) size of one axis of an operand."""
@@ -340,7 +340,8 @@ class Op:
             places = [place for place in bound.where.get(letter, ()) if place[0] < len(self.ins)]
             if places and places[0] not in done:
                 done.add(places[0])
-                self.mask(*places[0], places[1] if len(places) == 2 else None)
+                part = bound.letters.get(letter.rstrip("'"))
+                self.mask(*places[0], places[1] if len(places) == 2 else None, part)
 
 
 Known = Callable[[str], npt.NDArray[np.float64] | None]
