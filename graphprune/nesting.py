@@ -17,7 +17,7 @@ position of a by itself, is the judge.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from graphprune.dims import Dim, atoms, resolve
@@ -57,21 +57,39 @@ def _above(atom: Dim) -> Iterator[Dim]:
 def _beside(facts: Facts, free: set[Dim]) -> dict[Dim, Atoms]:
     """The atoms that each atom could lie under."""
     known: dict[int, _Company] = {}
-    found: dict[Dim, Atoms] = {}
-    for layout in _layouts(facts):
-        for atom, others in _company(layout, free, known).beside.items():
-            found[atom] = found.get(atom, others) & others
-    over = defaultdict(list)
-    for node, dim in facts.mixed:
-        over[node.index].append(set(atoms(dim)))
+    found = _everywhere(_company(layout, free, known).beside for layout in _layouts(facts))
+    mixed = _mixed(facts)
     for node in facts.graph.nodes:
         private = (facts.private.get((node.index, i)) or facts.layouts.get(name) for i, name in enumerate(node.inputs))
         layouts = [*private, *(facts.layouts.get(name) for name in node.outputs)]
         seen = [_company(layout, free, known) for layout in layouts if layout]
-        twice = _NONE.union(*(company.twice for company in seen))
-        for atom in {atom for company in seen for atom in company.beside if found.get(atom)}:
-            found[atom] = found[atom].difference(twice, *(mixed for mixed in over[node.index] if atom not in mixed))
+        through = {atom for company in seen for atom in company.beside if found.get(atom)}
+        twice = _twice(seen) if through else _NONE
+        for atom in through:
+            found[atom] = found[atom].difference(twice, *(dims for dims in mixed[node.index] if atom not in dims))
     return found
+
+
+def _everywhere(besides: Iterable[Mapping[Dim, Atoms]]) -> dict[Dim, Atoms]:
+    """What each atom has beside it wherever it is."""
+    found: dict[Dim, Atoms] = {}
+    for beside in besides:
+        for atom, others in beside.items():
+            found[atom] = found.get(atom, others) & others
+    return found
+
+
+def _mixed(facts: Facts) -> dict[int, list[Atoms]]:
+    """Which atoms each node computes over."""
+    found: dict[int, list[Atoms]] = defaultdict(list)
+    for node, dim in facts.mixed:
+        found[node.index].append(frozenset(atoms(dim)))
+    return found
+
+
+def _twice(seen: Iterable[_Company]) -> Atoms:
+    """The atoms that an operand of a node has twice."""
+    return _NONE.union(*(company.twice for company in seen))
 
 
 def _layouts(facts: Facts) -> Iterable[Layout]:
@@ -112,10 +130,7 @@ def _product(parts: Sequence[_Company]) -> _Company:
 
 def _sum(parts: Sequence[_Company]) -> _Company:
     """At each position there is one part."""
-    beside: dict[Dim, Atoms] = {}
-    for part in parts:
-        for atom, others in part.beside.items():
-            beside[atom] = beside.get(atom, others) & others
+    beside = _everywhere(part.beside for part in parts)
     always = parts[0].always.intersection(*(part.always for part in parts[1:]))
     return _Company(beside, always, _NONE.union(*(part.twice for part in parts)))
 
