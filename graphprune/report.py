@@ -227,6 +227,9 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost(sizes)
     report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
+    finer = [atom.name for atom in analysis.atoms if atom.dim in chosen and chosen[atom.dim].ndim > 1]
+    if finer:
+        report.notes.append(f"what stays differs from group to group (--no-finer: the same in all): {', '.join(finer)}")
     ends = list(_resized(analysis, chosen))
     if ends:
         report.notes.append(f"inputs and outputs that changed shape: {', '.join(ends)}")

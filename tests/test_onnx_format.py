@@ -382,8 +382,8 @@ def test_computed_reshape_and_expand_targets() -> None:
     assert sizes(loaded.analysis) == [4, 6]
     result = loaded.apply(loaded.plan(graphprune.Request(keep=0.5, multiple=1, allow=("all",))))
     assert result.report.verified
-    kept = {len(cut.keep): list(cut.keep) for cut in result.plan.cuts}
-    positions = [6 * head + i for head in kept[2] for i in kept[3]]
+    kept = {cut.positions.shape[-1]: cut.positions for cut in result.plan.cuts}
+    positions = [6 * int(head) + int(i) for head in kept[2] for i in kept[3][head]]
     zeros = masked(proto, {names["w"]: (1, positions)})
     for batch, length in ((1, 1), (3, 5), (7, 2)):
         feeds = {proto.graph.input[0].name: np.random.default_rng(0).random((batch, length, 8), dtype=np.float32)}
