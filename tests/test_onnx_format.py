@@ -487,7 +487,7 @@ def test_weights_are_read_when_they_are_needed(tmp_path: Path) -> None:
     result = loaded.apply(plan, verify="structure")
     for model in (loaded.model, result.pruned):
         assert not any(tensor.HasField("raw_data") for tensor in model.proto.graph.initializer)
-    assert [edit.positions[0] is None for edit in result.pruned.edits.values()] == [True, False]
+    assert [[axis for axis, _ in edit.picks] for edit in result.pruned.edits.values()] == [[1], [0]]
 
 
 def test_formats_are_told_apart() -> None:

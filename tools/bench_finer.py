@@ -3,8 +3,8 @@
     python -m tools.bench_finer
 
 Prints a markdown table. Only Dims that lie under another are cut (channels of a convolution in groups, query heads of a
-key head), nothing makes up for what goes, and there is no training after: the two rows of a score differ in the choice
-of positions and in nothing else.
+key head), and there is no training after: the two rows of a score differ in the choice of positions and in nothing
+else.
 """
 
 from __future__ import annotations
@@ -69,22 +69,27 @@ SUBJECTS = (
 )
 
 
-def rows(subject: Subject, scores: Iterable[str]) -> Iterator[str]:
+def rows(subject: Subject, scores: Iterable[str], how: str) -> Iterator[str]:
     """Lines of the table."""
     loaded = graphprune.load(subject.path())
-    yield f"| {subject.title} | dense | | {subject.measure(subject.path())} |"
+    yield f"| {subject.title} | dense | | | {subject.measure(subject.path())} |"
     names = tuple(atom.name for atom in loaded.analysis.prunable if atom.dim.under and atom.kind in ("channel", "head"))
     first = graphprune.Request(keep=subject.keeps[0], include=names, multiple=1)
-    moments = loaded.measure(subject.calibration(), first)
+    batches = subject.calibration()
+    moments = loaded.measure(batches, first)
     for score in scores:
         for finer in (False, True):
             found = []
             for keep in subject.keeps:
                 request = graphprune.Request(keep=keep, include=names, multiple=1, finer=finer)
-                plan = loaded.plan(request, score, moments=moments)
-                result = loaded.apply(plan, verify="none", latency=False)
-                found.append(f"{subject.measure(result.model.SerializeToString())} at {keep:.0%}")
-            yield f"| {subject.title} | `{score}` | {'each its own' if finer else 'one for all'} | {', '.join(found)} |"
+                plan = loaded.plan(request, score, moments=moments, batches=batches)
+                made = loaded.compensated(plan, moments) if how == "least-squares" else loaded
+                model = made.apply(plan, verify="none", latency=False).model
+                if how == "batch norms":
+                    graphprune.reestimate_batch_norm(model, batches)
+                found.append(f"{subject.measure(model.SerializeToString())} at {keep:.0%}")
+            choice = "each its own" if finer else "one for all"
+            yield f"| {subject.title} | `{score}` | {how} | {choice} | {', '.join(found)} |"
 
 
 def main() -> None:
@@ -92,12 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--scores", nargs="+", default=["l1", "l2", "flap", "wanda-sp"])
     parser.add_argument("--subject", nargs="+", type=int, default=range(len(SUBJECTS)))
+    parser.add_argument("--repair", nargs="+", default=["none", "batch norms", "least-squares"])
     options = parser.parse_args()
-    print("| model | score | choice | left of each Dim under another |")
-    print("|---|---|---|---|")
+    print("| model | score | repair | choice | left of each Dim under another |")
+    print("|---|---|---|---|---|")
     for number in options.subject:
-        for line in rows(SUBJECTS[number], options.scores):
-            print(line, flush=True)
+        for how in options.repair:
+            for line in rows(SUBJECTS[number], options.scores, how):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":
