@@ -17,18 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from graphprune.graph import Picks
 
 Kind = Literal["atom", "product", "sum"]
 Positions = npt.NDArray[np.int64]
 Chosen = Mapping["Dim", Positions]
 """Positions of atoms: [k], or [n, k] where each of the n positions of the atom that it lies under has k of its own."""
-Picks = tuple[tuple[int, Positions], ...]
-"""Axes of a tensor and the positions to take of them, in this order: [k], or of the tensor's rank where they differ
-from one position of another axis to the next."""
 
 
 class Reason(NamedTuple):
@@ -343,18 +342,11 @@ def followed(dim: Dim, chosen: Chosen) -> set[Dim]:
 
 
 def picks(layout: Sequence[Dim], chosen: Chosen) -> Picks:
-    """What to take of a tensor whose axes are ``layout``, see `pick`; axes that stay whole are left out."""
+    """What to take of a tensor whose axes are ``layout``, see `graphprune.graph.pick`; axes that stay whole are left out."""
     grid = _grid(layout, chosen, {})
     plain = [axis for axis, dim in enumerate(layout) if touched(dim, chosen) and not followed(dim, chosen)]
     first = [(axis, grid(axis).reshape(-1)) for axis in plain]
     return *first, *((axis, grid(axis)) for axis, dim in enumerate(layout) if followed(dim, chosen))
-
-
-def pick(data: npt.NDArray[Any], wanted: Picks) -> npt.NDArray[Any]:
-    """The positions ``wanted`` of a tensor."""
-    for axis, index in wanted:
-        data = data.take(index, axis) if index.ndim == 1 else np.take_along_axis(data, index, axis)
-    return data
 
 
 def ones(layout: Sequence[Dim], axis: int, chosen: Chosen) -> npt.NDArray[np.float64]:

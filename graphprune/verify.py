@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, Positions, pick, picks
+from graphprune.dims import Chosen, Dim, Positions, picks
 from graphprune.errors import VerifyError
 from graphprune.formats import Format, Runner
-from graphprune.graph import Array
+from graphprune.graph import Array, pick
 
 TOLERANCE = 1e-4
 NOISE_FACTOR = 10

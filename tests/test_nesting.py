@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 import graphprune
 from graphprune import nesting
 from graphprune.analysis import Analysis
-from graphprune.dims import Dim, Positions, numbers, ones, pick, picks, product, sum_, take, tally
+from graphprune.dims import Dim, Positions, numbers, ones, picks, product, sum_, take, tally
 from graphprune.errors import PlanError
+from graphprune.graph import pick
 from graphprune.plan import Cut, Plan, make_plan
 from graphprune.scores import SCORES
 from tests.build import Net

@@ -17,10 +17,9 @@ import onnx
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from graphprune.dims import Picks, pick
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import scopes
-from graphprune.graph import Array, Graph
+from graphprune.graph import Array, Graph, Picks, pick
 from graphprune.memory import give_back
 
 Trial = tuple[dict[str, int], dict[str, Array]]

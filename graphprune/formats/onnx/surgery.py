@@ -18,11 +18,11 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, Picks, counts, pick, picks, size_after, touched
+from graphprune.dims import Chosen, Dim, counts, picks, size_after, touched
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import Place, Scope, places, scopes
 from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights, held_tensors
-from graphprune.graph import Array, Node
+from graphprune.graph import Array, Node, Picks, pick
 from graphprune.rules.registry import Slot
 
 G_LOGGER.severity = G_LOGGER.ERROR
