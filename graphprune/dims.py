@@ -342,7 +342,7 @@ def followed(dim: Dim, chosen: Chosen) -> set[Dim]:
 
 
 def picks(layout: Sequence[Dim], chosen: Chosen) -> Picks:
-    """What to take of a tensor whose axes are ``layout``, see `graphprune.graph.pick`; axes that stay whole are left out."""
+    """What to take (`graphprune.graph.pick`) of a tensor whose axes are ``layout``, but for axes that stay whole."""
     grid = _grid(layout, chosen, {})
     plain = [axis for axis, dim in enumerate(layout) if touched(dim, chosen) and not followed(dim, chosen)]
     first = [(axis, grid(axis).reshape(-1)) for axis in plain]
