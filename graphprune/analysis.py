@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen
+from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen, product
 from graphprune.graph import Array, Graph, Node, Shape, Weight
+from graphprune.nesting import nest
 from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.signature import Layout
 from graphprune.values import Values
@@ -95,6 +96,12 @@ class Analysis:
         return {atom.dim: atom for atom in self.atoms}
 
     @cached_property
+    def pairs(self) -> dict[Dim, Dim]:
+        """Of each prunable dim that lies under another, the product of that one with it."""
+        dims = (atom.dim for atom in self.prunable)
+        return {dim: product(dim.under, dim) for dim in dims if dim.under is not None}
+
+    @cached_property
     def uses(self) -> list[tuple[str, Node | None, int, Layout]]:
         """Every stored tensor with its layout: one entry a weight, or one a reader where its layout is private."""
         return list(_stored(self.graph, self.facts))
@@ -146,6 +153,7 @@ def analyse(graph: Graph) -> Analysis:
     _freeze_unwritable(facts)
     analysis = Analysis(graph, facts)
     analysis.atoms = _collect(facts, analysis)
+    nest(facts, [atom.dim for atom in analysis.prunable])
     return analysis
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from heapq import heapify, heappop, heappush
 
@@ -32,7 +32,8 @@ class Request:
     Exactly one target: ``keep`` (share of every Dim), ``params`` or ``macs`` (share of the dense count; above 1 an
     absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell
     patterns over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden",
-    "head-size", both as "all", and "cache" and "defaults", which change the shapes of inputs).
+    "head-size", both as "all", and "cache" and "defaults", which change the shapes of inputs). ``finer``: where a Dim
+    lies under another, such as channels under a group, each position of that one keeps its own.
     """
 
     keep: float | None = None
@@ -43,6 +44,7 @@ class Request:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    finer: bool = True
 
     def __post_init__(self) -> None:
         targets = [t for t in (self.keep, self.params, self.macs) if t is not None]
@@ -101,11 +103,18 @@ def _names(atom: Atom) -> set[str]:
     return {atom.name, *atom.weights, *(use.node.name for use in atom.uses if use.node.name)}
 
 
+def pairs(analysis: Analysis, wanted: list[Atom], request: Request) -> list[Atom]:
+    """Those of ``wanted`` that lie under another, each as the pairs of a position of that one and one of its own."""
+    own = [atom for atom in wanted if atom.dim in analysis.pairs] if request.finer else []
+    return [replace(atom, dim=analysis.pairs[atom.dim]) for atom in own]
+
+
 def allocate(
     analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, across: Across = "mean"
 ) -> dict[Dim, Positions]:
     """The kept positions of each atom in ``wanted`` that loses any, ascending; ``across``: how Dims compare.
 
+    How many stay is seen from the scores of atoms, which of them under each position of another from those of pairs.
     Raises BudgetError with the least reachable share where the target cannot be met.
     """
     name, value = request.target
@@ -113,12 +122,18 @@ def allocate(
         counts = {atom.dim: count_for(atom, value * atom.size, request, nearest=True) for atom in wanted}
     else:
         counts = _global(analysis, wanted, scores, request, across)
-    return {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
+    chosen = {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
+    for pair in pairs(analysis, wanted, request):
+        outer, dim = pair.dim.parts
+        if dim in chosen and pair.dim in scores:
+            rows = top(scores[pair.dim].reshape(outer.extent, dim.extent), counts[dim])
+            chosen[dim] = rows if (rows != rows[0]).any() else rows[0]
+    return chosen
 
 
 def top(values: np.typing.NDArray[np.float64], count: int) -> Positions:
-    """The positions of the ``count`` largest values, ascending; the earlier position wins a draw."""
-    return np.sort(np.argsort(-values, kind="stable")[:count]).astype(np.int64)
+    """The positions of the ``count`` largest values (of each row), ascending; the earlier position wins a draw."""
+    return np.sort(np.argsort(-values, kind="stable")[..., :count]).astype(np.int64)
 
 
 def least_count(atom: Atom, request: Request) -> int:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from graphprune.analysis import Analysis
 from graphprune.consumers import Consumer, Site, consumers
-from graphprune.dims import Chosen, take, touched
+from graphprune.dims import Chosen, followed, take, touched
 from graphprune.graph import Array, Graph, Node
 from graphprune.stats import Moments, merged
 
@@ -58,12 +58,17 @@ def compensate(
 ) -> Changed:
     """What becomes of the weights and biases of consumers that lose positions, at full size."""
     changed = Changed({}, {})
-    for consumer in consumers(analysis):
-        if touched(consumer.dim, chosen) and all(site in moments for site in consumer.sites):
+    for consumer in losing(analysis, chosen):
+        if all(site in moments for site in consumer.sites):
             whole = merged([moments[site] for site in consumer.sites])
             if whole.count:
                 _change(changed, analysis, consumer, take(consumer.dim, chosen), whole, damping, how)
     return changed
+
+
+def losing(analysis: Analysis, chosen: Chosen) -> list[Consumer]:
+    """The consumers that lose positions, the same ones for all of their outputs."""
+    return [c for c in consumers(analysis) if touched(c.dim, chosen) and not followed(c.dim, chosen)]
 
 
 def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Moments]) -> float:
@@ -73,7 +78,7 @@ def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Mome
     error, or a few that nothing helps would decide for all. Half of that is right for twice the data. DAMPING where
     there are no halves: one batch, or no data.
     """
-    found = [c for c in consumers(analysis) if touched(c.dim, chosen) and all(site in moments for site in c.sites)]
+    found = [c for c in losing(analysis, chosen) if all(site in moments for site in c.sites)]
     some = found[:: -(-len(found) // LOOKED_AT)] if found else []
     errors = [_held_out(analysis, consumer, take(consumer.dim, chosen), moments) for consumer in some]
     known = [np.log(np.maximum(error, _NONE)) for error in errors if error is not None]

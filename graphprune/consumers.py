@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.analysis import FLOATS, Analysis
-from graphprune.dims import Dim, atoms, product, resolve
+from graphprune.analysis import FLOATS, Analysis, Atom
+from graphprune.dims import Dim, atoms, holds, product, resolve
 from graphprune.graph import Array, Graph, Node
 from graphprune.rules.registry import Mask
 
@@ -100,13 +101,14 @@ def consumers(analysis: Analysis) -> list[Consumer]:
     return made
 
 
-def by_atom(found: list[Consumer]) -> dict[Dim, list[Consumer]]:
-    """The consumers of each atom."""
+def by_atom(found: list[Consumer], wanted: Iterable[Atom]) -> dict[Dim, list[Consumer]]:
+    """The consumers of each of ``wanted`` that has any; of pairs those that sum over both."""
     of: dict[Dim, list[Consumer]] = defaultdict(list)
     for consumer in found:
-        for atom in dict.fromkeys(atoms(consumer.dim)):
-            of[atom].append(consumer)
-    return of
+        for dim in dict.fromkeys(atoms(consumer.dim)):
+            of[dim].append(consumer)
+    read = {atom.dim: [c for c in of.get([*atoms(atom.dim)][-1], ()) if holds(c.dim, atom.dim)] for atom in wanted}
+    return {dim: consumers for dim, consumers in read.items() if consumers}
 
 
 def _ends(analysis: Analysis, mask: Mask) -> tuple[str, int, Site] | None:

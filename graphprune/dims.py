@@ -15,15 +15,19 @@ so that the work stays near-linear in the number of ties.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.graph import Picks
+
 Kind = Literal["atom", "product", "sum"]
 Positions = npt.NDArray[np.int64]
 Chosen = Mapping["Dim", Positions]
+"""Positions of atoms: [k], or [n, k] where each of the n positions of the atom that it lies under has k of its own."""
 
 
 class Reason(NamedTuple):
@@ -39,12 +43,14 @@ class Reason(NamedTuple):
 class Dim:
     """An atom, a product or a sum. Compare with ``resolve(a) is resolve(b)``.
 
+    ``under`` is the atom that an atom lies under wherever it is (see `graphprune.nesting`), if there is one.
+
     >>> heads, width = Dim(9), Dim(64)
     >>> print(product(heads, width))
     (9·64)
     """
 
-    __slots__ = ("extent", "kind", "link", "parts", "reason", "size")
+    __slots__ = ("extent", "kind", "link", "parts", "reason", "size", "under")
 
     def __init__(
         self, size: int | None, kind: Kind = "atom", parts: tuple[Dim, ...] = (), *, extent: int | None = None
@@ -54,6 +60,7 @@ class Dim:
         self.kind: Kind = kind
         self.parts = parts
         self.link: Dim | None = None
+        self.under: Dim | None = None
         self.reason: Reason | None = Reason("it is empty") if size == 0 else None
 
     def __repr__(self) -> str:
@@ -307,25 +314,89 @@ def touched(dim: Dim, chosen: Mapping[Dim, object]) -> bool:
     return any(atom in chosen for atom in atoms(dim))
 
 
+def counts(chosen: Chosen) -> dict[Dim, int]:
+    """How many positions of each atom stay (under each position of another, where each has its own)."""
+    return {dim: index.shape[-1] for dim, index in chosen.items()}
+
+
 def take(dim: Dim, chosen: Chosen) -> Positions:
     """The positions of ``dim`` that the positions ``chosen`` of its atoms leave, in the order chosen.
 
-    Kept positions give a cut, permuted positions a permutation: whatever writes weights calls this and nothing else.
+    Kept positions give a cut, permuted positions a permutation: whatever writes weights is made of this.
 
     >>> heads, width = Dim(2), Dim(3)
     >>> take(product(heads, width), {heads: np.array([1])}).tolist()
     [3, 4, 5]
+    >>> width.under = heads
+    >>> take(product(heads, width), {width: np.array([[0], [2]])}).tolist()
+    [0, 5]
     """
-    dim = resolve(dim)
+    return _along(resolve(dim), chosen, {})
+
+
+def followed(dim: Dim, chosen: Chosen) -> set[Dim]:
+    """The atoms on other axes that the positions of ``dim`` depend on; `take` knows them all where there is none."""
+    held = set(atoms(dim))
+    outer = {a.under for a in held if a.under is not None and a in chosen and chosen[a].ndim > 1}
+    return outer - held
+
+
+def picks(layout: Sequence[Dim], chosen: Chosen) -> Picks:
+    """What to take (`graphprune.graph.pick`) of a tensor whose axes are ``layout``, but for axes that stay whole."""
+    grid = _grid(layout, chosen, {})
+    plain = [axis for axis, dim in enumerate(layout) if touched(dim, chosen) and not followed(dim, chosen)]
+    first = [(axis, grid(axis).reshape(-1)) for axis in plain]
+    return *first, *((axis, grid(axis)) for axis, dim in enumerate(layout) if followed(dim, chosen))
+
+
+def ones(layout: Sequence[Dim], axis: int, chosen: Chosen) -> npt.NDArray[np.float64]:
+    """Of the rank of ``layout``: one at the positions of ``axis`` that stay, zero at those that go."""
+    index = _grid(layout, {atom: chosen[atom] for atom in atoms(layout[axis]) if atom in chosen}, {})(axis)
+    shape = list(index.shape)
+    shape[axis] = _size(layout[axis])
+    found = np.zeros(shape)
+    np.put_along_axis(found, index, 1.0, axis)
+    return found
+
+
+def _along(dim: Dim, chosen: Chosen, rows: Mapping[Dim, Positions]) -> Positions:
+    """Positions of ``dim`` along the last axis; those before are of ``rows``: positions of atoms that it follows."""
+    if not touched(dim, chosen):
+        return np.arange(dim.size or 0)
     if dim.kind == "atom":
-        return chosen[dim] if dim in chosen else np.arange(dim.size or 0)
+        index = chosen[dim]
+        return index[rows[dim.under]] if index.ndim > 1 and dim.under else index
     if dim.kind == "product":
-        positions = np.zeros(1, np.int64)
-        for part in dim.parts:
-            positions = (positions[:, None] * _size(part) + take(part, chosen)).reshape(-1)
-        return positions
+        grid, whole = _grid(dim.parts, chosen, rows), np.zeros((), np.int64)
+        stride = _size(dim)
+        for axis, part in enumerate(dim.parts):
+            stride //= _size(part)
+            whole = whole + grid(axis) * stride
+        return whole.reshape(*whole.shape[: whole.ndim - len(dim.parts)], -1)
     starts = np.cumsum([0, *map(_size, dim.parts)])
-    return np.concatenate([take(part, chosen) + start for part, start in zip(dim.parts, starts, strict=False)])
+    pieces = [_along(part, chosen, rows) + start for part, start in zip(dim.parts, starts, strict=False)]
+    outer = np.broadcast_shapes(*(piece.shape[:-1] for piece in pieces))
+    return np.concatenate([np.broadcast_to(piece, (*outer, piece.shape[-1])) for piece in pieces], -1)
+
+
+def _grid(parts: Sequence[Dim], chosen: Chosen, rows: Mapping[Dim, Positions]) -> Callable[[int], Positions]:
+    """Positions of each part, along an axis of its own behind those of ``rows``: arrays that broadcast."""
+    before = max((index.ndim for index in rows.values()), default=0)
+    rank = before + len(parts)
+
+    @cache
+    def along(i: int) -> Positions:
+        outer = {atom: place(atom).squeeze(before + i) for atom in followed(parts[i], chosen)}
+        own = _along(resolve(parts[i]), chosen, outer)
+        return np.moveaxis(own.reshape((1,) * (rank - own.ndim) + own.shape), -1, before + i)
+
+    def place(atom: Dim) -> Positions:
+        if atom in rows:
+            return rows[atom].reshape(rows[atom].shape + (1,) * len(parts))
+        i = next(i for i, part in enumerate(parts) if atom in atoms(part))
+        return numbers(parts[i], atom)[along(i)] - 1
+
+    return along
 
 
 def spread(dim: Dim, values: npt.NDArray[np.float64], into: dict[Dim, npt.NDArray[np.float64]]) -> None:
@@ -343,20 +414,43 @@ def spread(dim: Dim, values: npt.NDArray[np.float64], into: dict[Dim, npt.NDArra
             spread(part, piece, into)
 
 
-def numbers(dim: Dim, atom: Dim) -> Positions:
-    """For each position of ``dim`` the position of ``atom`` that it belongs to, counted from 1; 0 for none.
+def tally(dim: Dim, values: npt.NDArray[np.float64], wanted: Iterable[Dim]) -> dict[Dim, npt.NDArray[np.float64]]:
+    """``values`` (one a position of ``dim``) added up for each of ``wanted`` on it: atoms, and products of them."""
+    found: dict[Dim, npt.NDArray[np.float64]] = {}
+    spread(dim, values, found)
+    for target in wanted:
+        if target.kind == "product" and holds(dim, target):
+            found[target] = np.bincount(numbers(dim, target), values, target.extent + 1)[1:].astype(np.float64)
+    return {target: found[target] for target in wanted if target in found}
+
+
+def numbers(dim: Dim, target: Dim) -> Positions:
+    """For each position of ``dim`` the position of ``target`` that it belongs to, counted from 1; 0 for none.
+
+    ``target`` is an atom, or a product of atoms: one after the other on ``dim``, or apart.
 
     >>> heads, width = Dim(2), Dim(3)
     >>> numbers(product(heads, width), width).tolist()
     [1, 2, 3, 1, 2, 3]
     """
-    dim = resolve(dim)
+    dim, target = resolve(dim), resolve(target)
+    if target.kind == "product":
+        each = [numbers(dim, part) for part in target.parts]
+        joint = np.zeros(dim.extent, np.int64)
+        for position, part in zip(each, target.parts, strict=True):
+            joint = joint * part.extent + position - 1
+        return np.where(np.all(each, axis=0), joint + 1, 0)
     if dim.kind == "atom":
-        return np.arange(1, dim.extent + 1) if dim is atom else np.zeros(dim.extent, np.int64)
-    parts = [numbers(part, atom) for part in dim.parts]
+        return np.arange(1, dim.extent + 1) if dim is target else np.zeros(dim.extent, np.int64)
+    parts = [numbers(part, target) for part in dim.parts]
     if dim.kind == "sum":
         return np.concatenate(parts)
     total = np.zeros(1, np.int64)
-    for part in parts:
-        total = np.add.outer(total, part).ravel()
+    for found in parts:
+        total = np.add.outer(total, found).ravel()
     return total
+
+
+def holds(dim: Dim, target: Dim) -> bool:
+    """Whether all atoms of ``target`` are on ``dim``."""
+    return set(atoms(target)) <= set(atoms(dim))

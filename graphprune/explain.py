@@ -63,6 +63,9 @@ def explain(analysis: Analysis, name: str, limit: int = 20) -> str:
         lines.append(f"prunable, not exact: {atom.inexact}")
     else:
         lines.append("prunable, exact: removing a position equals zeroing it")
+    if atom.dim.under is not None:
+        outer = analysis.by_dim[atom.dim.under]
+        lines.append(f"under {outer.name}: each of its {outer.size} positions may keep its own")
     lines.append(f"from {start[0]!r} axis {start[1]}")
     chains = _chains(start, neighbours)
     shown = 0

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Picks = tuple[tuple[int, npt.NDArray[np.int64]], ...]
+"""Axes of a tensor and the positions to take of them, in this order: [k], or of the tensor's rank where they differ
+from one position of another axis to the next."""
 Shape = tuple[int | str, ...]
 """Sizes of a value's axes; a str names a size that is only known when the model runs (equal names, equal sizes)."""
 
@@ -147,3 +150,10 @@ class Graph:
         for node in self.nodes:
             yield f"{', '.join(filter(None, node.outputs))} = {node.op}({', '.join(node.inputs)})"
         yield f"outputs {', '.join(self.outputs)}"
+
+
+def pick(data: Array, wanted: Picks) -> Array:
+    """The positions ``wanted`` of a tensor."""
+    for axis, index in wanted:
+        data = data.take(index, axis) if index.ndim == 1 else np.take_along_axis(data, index, axis)
+    return data

@@ -51,11 +51,16 @@ class Target:
         ),
     ] = None
 
+    finer: Annotated[
+        bool, typer.Option(help="Let each group keep its own channels, each key head its own query heads.")
+    ] = True
+
     @property
     def request(self) -> Request:
         """As the budget takes it."""
-        lists = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
-        return Request(self.keep, self.params, self.macs, self.multiple, self.floor, *lists)
+        names, others, kinds = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
+        sizes = self.keep, self.params, self.macs, self.multiple, self.floor
+        return Request(*sizes, names, others, kinds, self.finer)
 
 
 @dataclass(frozen=True)

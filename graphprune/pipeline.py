@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
-from graphprune.budget import Request, allocate, candidates
+from graphprune.budget import Request, allocate, candidates, pairs
 from graphprune.compensate import How, best_damping, compensate
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
@@ -191,6 +191,8 @@ class Loaded:
     ) -> Scored:
         """What each position is worth of every Dim that ``request`` lets be cut, [size]; larger is dearer.
 
+        So also of each pair of positions where one Dim lies under another (`Analysis.pairs`), for a finer choice.
+
         Scores that need gradients take ``batches``, and a ``loss`` of module and batch, a scalar tensor (without one,
         the model's own: labels are drawn from its outputs, and a batch is inputs by name). Those that need data take
         ``moments`` (see `measure`), and ``sample``, inputs (one batch or several) to see how far the outputs move. What
@@ -201,7 +203,9 @@ class Loaded:
         seen = None if moments is None else lambda sites: moments
         drift = None if sample is None else self._drift([sample] if isinstance(sample, Mapping) else sample)
         watch = stage(progress, f"scoring by {score}")
-        task = Task(self.analysis, candidates(self.analysis, request), seed, watch, gradients, seen, drift, signals)
+        wanted = candidates(self.analysis, request)
+        atoms = [*wanted, *pairs(self.analysis, wanted, request)]
+        task = Task(self.analysis, atoms, seed, watch, gradients, seen, drift, signals)
         return Scored(score_atoms(task, score), task.notes)
 
     def plan(
@@ -334,6 +338,7 @@ def prune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     allow: Sequence[str] = (),
+    finer: bool = True,
     loss: Any = None,
     batches: Any = None,
     calib: Any = None,
@@ -357,7 +362,8 @@ def prune(
     >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
     (True, True)
     """
-    request = Request(keep, params, macs, multiple, floor, *map(_patterns, (include, exclude, allow)))
+    names, others, kinds = map(_patterns, (include, exclude, allow))
+    request = Request(keep, params, macs, multiple, floor, names, others, kinds, finer)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     asked, by = calibration(calib, score, compensate), how_to(compensate)
     needed = by is not None or needs_data(score)

@@ -3,7 +3,8 @@
 Exporters rename, fold and transpose weights, but seldom all of what shares a Dim: a bias keeps its name, and a node the
 path of the module that it was traced in. A place is ``fc1.weight[0]``, axis 0 of a weight, or ``fc1>[2]``, axis 2 of
 what a contraction in module ``fc1`` makes of a weight. Where the atom is only part of the axis (heads, one side of a
-concat), a check sum of the positions follows: ``qkv>[2]@1c3f09aa``.
+concat), a check sum of the positions follows: ``qkv>[2]@1c3f09aa``. An atom that lies under another has places of both
+together, too.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from graphprune.analysis import Analysis, Atom
-from graphprune.dims import Dim, atoms, numbers, resolve
+from graphprune.analysis import Analysis
+from graphprune.dims import Dim, atoms, holds, numbers, resolve
 from graphprune.signature import Layout
 
 
-def places(analysis: Analysis) -> dict[str, list[Atom]]:
-    """The atoms at each place: one, or several where a module is called twice."""
-    found: dict[str, dict[Dim, Atom]] = {}
+def places(analysis: Analysis) -> dict[str, list[Dim]]:
+    """The atoms at each place, and pairs (`Analysis.pairs`): one, or several where a module is called twice."""
+    found: dict[str, dict[Dim, None]] = {}
     for where, dim in _axes(analysis):
         for atom in dict.fromkeys(atoms(dim)):
-            if atom in analysis.by_dim:
-                found.setdefault(where + _part(dim, atom), {})[atom] = analysis.by_dim[atom]
-    return {place: list(owners.values()) for place, owners in found.items()}
+            pair = analysis.pairs.get(atom)
+            for target in (atom, *([pair] if pair is not None and holds(dim, pair) else [])):
+                if atom in analysis.by_dim:
+                    found.setdefault(where + _part(dim, target), {})[target] = None
+    return {place: list(owners) for place, owners in found.items()}
 
 
 def _axes(analysis: Analysis) -> Iterator[tuple[str, Dim]]:
@@ -40,6 +43,6 @@ def _axes(analysis: Analysis) -> Iterator[tuple[str, Dim]]:
             yield f"{name}[{axis}]", dim
 
 
-def _part(dim: Dim, atom: Dim) -> str:
-    """ "" where ``atom`` is the whole of ``dim``, else which of its positions are which of the atom's."""
-    return "" if resolve(dim) is atom else f"@{zlib.crc32(numbers(dim, atom).tobytes()):08x}"
+def _part(dim: Dim, target: Dim) -> str:
+    """ "" where ``target`` is the whole of ``dim``, else which of its positions are which of the target's."""
+    return "" if resolve(dim) is target else f"@{zlib.crc32(numbers(dim, target).tobytes()):08x}"

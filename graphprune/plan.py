@@ -34,7 +34,8 @@ MOST = 1 << 24
 class Cut:
     """``keep`` positions of the dim number ``index``; name, kind and size are there for readers and checks.
 
-    ``places`` say where the Dim is to be found in other exports of the model.
+    ``places`` say where the Dim is to be found in other exports of the model. With ``rows``, positions count through
+    that many rows of ``size``, one for each position of the dim that this one lies under, and places are of both.
     """
 
     index: int
@@ -43,6 +44,13 @@ class Cut:
     size: int
     keep: tuple[int, ...]
     places: tuple[str, ...] = ()
+    rows: int = 1
+
+    @property
+    def positions(self) -> Positions:
+        """The positions as a cut takes them: [k], or [rows, k]."""
+        index = np.asarray(self.keep, np.int64)
+        return index if self.rows == 1 else index.reshape(self.rows, -1) % self.size
 
 
 @dataclass(frozen=True)
@@ -120,14 +128,15 @@ class Plan:
                     f"the plan's cut of {cut.name!r} does not fit the model: {why or 'it is there twice'}",
                     hint="it was edited, or made by another version or for another model: make it with graphprune plan",
                 )
-            chosen |= {atom.dim: np.asarray(cut.keep, np.int64) for atom in where}
+            chosen |= {atom.dim: cut.positions for atom in where}
         return chosen
 
 
 def _found_again(cuts: Iterable[Cut], analysis: Analysis) -> list[list[Atom]]:
     """The atoms of each cut in a model of another structure; PlanError names what is not there."""
     where = places(analysis)
-    atoms = [list({atom.index: atom for place in cut.places for atom in where.get(place, ())}.values()) for cut in cuts]
+    dims = [[_innermost(dim) for place in cut.places for dim in where.get(place, ())] for cut in cuts]
+    atoms = [[analysis.by_dim[dim] for dim in dict.fromkeys(found)] for found in dims]
     lost = [
         f"{cut.name!r} (known there as {', '.join(cut.places[:3])})"
         for cut, found in zip(cuts, atoms, strict=True)
@@ -143,19 +152,29 @@ def _found_again(cuts: Iterable[Cut], analysis: Analysis) -> list[list[Atom]]:
     return atoms
 
 
+def _innermost(dim: Dim) -> Dim:
+    """The atom that a place is of; of a pair, the one that lies under the other."""
+    return dim.parts[-1] if dim.parts else dim
+
+
 def _misfit(cut: Cut, atom: Atom) -> str:
     """Why ``cut`` cannot be made to ``atom``; "" where it can."""
-    keep = np.asarray(cut.keep, np.int64)
+    keep, under = np.asarray(cut.keep, np.int64), 1 if atom.dim.under is None else atom.dim.under.size
+    count = len(keep) // max(1, cut.rows)
     if atom.reason is not None:
         return f"dim number {atom.index} is frozen: {atom.reason}"
     if atom.size != cut.size:
         return f"dim number {atom.index} has {atom.size} positions, not {cut.size}"
-    if len(keep) < atom.least:
-        return f"it keeps {len(keep)} positions, fewer than the {atom.least} that must stay"
-    if len(keep) % atom.multiple:
-        return f"it keeps {len(keep)} positions, and the kernel takes a multiple of {atom.multiple}"
-    if keep[0] < 0 or keep[-1] >= cut.size or (np.diff(keep) <= 0).any():
-        return f"it keeps positions that do not ascend from 0 to {cut.size - 1}"
+    if cut.rows not in (1, under):
+        return f"it has {cut.rows} rows of positions, and dim number {atom.index} takes {under}"
+    if count < atom.least:
+        return f"it keeps {count} positions, fewer than the {atom.least} that must stay"
+    if count % atom.multiple:
+        return f"it keeps {count} positions, and the kernel takes a multiple of {atom.multiple}"
+    if keep[0] < 0 or keep[-1] >= cut.size * cut.rows or (np.diff(keep) <= 0).any():
+        return f"it keeps positions that do not ascend from 0 to {cut.size * cut.rows - 1}"
+    if (np.bincount(keep // cut.size, minlength=cut.rows) * cut.rows != len(keep)).any():
+        return f"it does not keep as many positions in each of {cut.rows} rows of {cut.size}"
     return ""
 
 
@@ -165,23 +184,23 @@ def _not_a_plan(why: str) -> PlanError:
 
 def _record(cut: Cut) -> dict[str, Any]:
     record = {**asdict(cut), "keep": to_ranges(cut.keep)}
-    return record if cut.places else {key: value for key, value in record.items() if key != "places"}
+    return {key: value for key, value in record.items() if (key, value) not in (("places", ()), ("rows", 1))}
 
 
 def _cuts(records: list[Any]) -> tuple[Cut, ...]:
     """Cuts as read, checked before their ranges are written out in memory."""
-    kinds = {"index": int, "name": str, "kind": str, "size": int, "keep": str, "places": list}
+    kinds = {"index": int, "name": str, "kind": str, "size": int, "keep": str, "places": list, "rows": int}
     for number, record in enumerate(records):
-        full = {"places": [], **record} if isinstance(record, dict) else {}
+        full = {"places": [], "rows": 1, **record} if isinstance(record, dict) else {}
         fits = full.keys() == kinds.keys() and all(type(place) is str for place in full["places"])
         if not fits or any(type(full[key]) is not kind for key, kind in kinds.items()):
             raise _not_a_plan(f"cut number {number} needs {', '.join(f'{k} ({v.__name__})' for k, v in kinds.items())}")
-    if sum(abs(record["size"]) for record in records) > MOST:
+    if sum(abs(record["size"] * record.get("rows", 1)) for record in records) > MOST:
         raise _not_a_plan(f"its sizes add up to more than {MOST:,}")
     cuts = []
     for number, record in enumerate(records):
         try:
-            keep = from_ranges(record["keep"], record["size"])
+            keep = from_ranges(record["keep"], record["size"] * record.get("rows", 1))
         except ValueError as error:
             raise _not_a_plan(
                 f"cut number {number} ({record['name']}) keeps {record['keep'][:40]!r}: {error}"
@@ -195,19 +214,16 @@ def make_plan(analysis: Analysis, chosen: Mapping[Dim, Positions], score: str, r
     found: dict[Dim, list[str]] = {}
     for place, owners in places(analysis).items():
         if len(owners) == 1:
-            found.setdefault(owners[0].dim, []).append(place)
-    cuts = tuple(
-        Cut(
-            atom.index,
-            atom.name,
-            atom.kind,
-            atom.size,
-            tuple(int(i) for i in chosen[atom.dim]),
-            tuple(found.get(atom.dim, ())),
-        )
-        for atom in analysis.atoms
-        if atom.dim in chosen
-    )
+            found.setdefault(owners[0], []).append(place)
+
+    def cut(atom: Atom) -> Cut:
+        index = chosen[atom.dim]
+        rows = len(index) if index.ndim > 1 else 1
+        keep = (index.reshape(rows, -1) + atom.size * np.arange(rows)[:, None]).ravel().tolist()
+        where = found.get(atom.dim if rows == 1 else analysis.pairs[atom.dim], ())
+        return Cut(atom.index, atom.name, atom.kind, atom.size, tuple(keep), tuple(where), rows)
+
+    cuts = tuple(cut(atom) for atom in analysis.atoms if atom.dim in chosen)
     return Plan(fingerprint(analysis.graph), cuts, score, request)
 
 

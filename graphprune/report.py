@@ -17,7 +17,7 @@ from rich.text import Text
 
 from graphprune.analysis import DEFAULTS, Analysis
 from graphprune.cost import Cost, CostModel
-from graphprune.dims import Chosen, size_after, touched
+from graphprune.dims import Chosen, counts, size_after, touched
 from graphprune.errors import UsageError
 from graphprune.plan import Plan
 from graphprune.verify import Check
@@ -199,7 +199,7 @@ def _cell(value: Any) -> str:
 
 def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:
     """Inputs and outputs of the model that are smaller than they were, with their new shapes."""
-    graph, sizes = analysis.graph, {dim: len(kept) for dim, kept in chosen.items()}
+    graph, sizes = analysis.graph, counts(chosen)
     for name in (*graph.inputs, *sorted(graph.defaults), *graph.outputs):
         layout = analysis.facts.layouts.get(name, ())
         if any(touched(dim, chosen) for dim in layout):
@@ -210,13 +210,13 @@ def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:
 
 def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     """What ``plan`` changes in sizes and costs; checks and measurements are added as they are made."""
-    cost = CostModel(analysis, list(chosen))
+    cost, sizes = CostModel(analysis, list(chosen)), counts(chosen)
     cut = [
         {
             "name": atom.name,
             "kind": atom.kind,
             "before": atom.size,
-            "after": len(chosen[atom.dim]),
+            "after": sizes[atom.dim],
             "exact": atom.inexact is None,
         }
         for atom in analysis.atoms
@@ -225,8 +225,11 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     left = [atom for atom in analysis.prunable if atom.dim not in chosen]
     kept = [{"name": a.name, "kind": a.kind, "size": a.size} for a in left]
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
-    after = cost({dim: len(index) for dim, index in chosen.items()})
+    after = cost(sizes)
     report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
+    finer = [atom.name for atom in analysis.atoms if atom.dim in chosen and chosen[atom.dim].ndim > 1]
+    if finer:
+        report.notes.append(f"what stays differs from group to group (--no-finer: the same in all): {', '.join(finer)}")
     ends = list(_resized(analysis, chosen))
     if ends:
         report.notes.append(f"inputs and outputs that changed shape: {', '.join(ends)}")

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis
-from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide
-from graphprune.consumers import Consumer, Site, consumers
-from graphprune.dims import Chosen, Positions, take, touched
+from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide, losing
+from graphprune.consumers import Consumer, Site
+from graphprune.dims import Chosen, Positions, ones, take, touched
 from graphprune.graph import Array, Graph, Node
 
 Floats = npt.NDArray[np.float64]
@@ -149,22 +149,21 @@ def zeroed(analysis: Analysis, chosen: Chosen, values: Mapping[str, Array]) -> d
         axes = [axis for axis, dim in enumerate(layout) if touched(dim, chosen)]
         if axes and node is None:
             stored = values.get(name)
-            whole = np.array(analysis.graph.weights[name].load() if stored is None else stored)
+            made[name] = analysis.graph.weights[name].load() if stored is None else stored
             for axis in axes:
-                gone = np.setdiff1d(np.arange(whole.shape[axis]), take(layout[axis], chosen))
-                np.moveaxis(whole, axis, 0)[gone] = 0
-            made[name] = whole
+                kept = ones(layout, axis, chosen) > 0
+                made[name] = np.where(kept, made[name], np.zeros((), made[name].dtype))
     return made
 
 
 def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
     """Consumers whose outputs can be told apart from those of others, and lie as their inputs do."""
     found = []
-    for consumer in consumers(analysis):
+    for consumer in losing(analysis, chosen):
         graph, node, site = analysis.graph, consumer.nodes[0], consumer.sites[0]
         if consumer.weight in analysis.facts.meanings:  # integers stay as the first fit made them
             continue
-        if not touched(consumer.dim, chosen) or len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
+        if len(consumer.nodes) > 1 or node.attrs.get("alpha", 1) != 1:
             continue
         bias = bias_of(analysis, consumer)
         into, out = graph.shape(site.value) or (), graph.shape(node.outputs[0]) or ()

@@ -1,7 +1,8 @@
 """Proof that a cut is the surgery that was asked for. Three checks, none of which knows an architecture.
 
 1. *permutation*: every prunable atom is permuted at random in every weight; the outputs must not change. A Dim is
-   coupled rightly exactly when it is a permutation symmetry of the model.
+   coupled rightly exactly when it is a permutation symmetry of the model. An atom that lies under another is permuted
+   under each position of that one by itself.
 2. *zero equals cut*: with zeros at the removed positions wherever they are summed over, the model at full size computes
    what the cut model computes.
 3. *loads and runs*: checker, strict shape inference, and a run with the declared inputs at two dynamic sizes.
@@ -23,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, Positions, take, touched
+from graphprune.dims import Chosen, Dim, Positions, picks
 from graphprune.errors import VerifyError
 from graphprune.formats import Format, Runner
-from graphprune.graph import Array
+from graphprune.graph import Array, pick
 
 TOLERANCE = 1e-4
 NOISE_FACTOR = 10
@@ -163,13 +164,8 @@ class Proof:
 
     def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
         """Inputs or outputs of the dense model as one that is cut to ``chosen`` takes and gives them (a cache)."""
-        layouts = {name: self.analysis.facts.layouts.get(name, ()) for name in values}
-        fitted = dict(values)
-        for name, layout in layouts.items():
-            for axis, dim in enumerate(layout):
-                if touched(dim, chosen):
-                    fitted[name] = fitted[name].take(take(dim, chosen), axis)
-        return fitted
+        layouts = self.analysis.facts.layouts
+        return {name: pick(value, picks(layouts.get(name, ()), chosen)) for name, value in values.items()}
 
     def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
         """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
@@ -205,7 +201,7 @@ class Proof:
 
     def _permutation(self, dims: Sequence[Dim] | None) -> Check:
         random = np.random.default_rng(self.seed)
-        chosen = {dim: random.permutation(dim.size or 0) for dim in dims or [a.dim for a in self.analysis.prunable]}
+        chosen = {dim: _shuffled(dim, random) for dim in dims or [a.dim for a in self.analysis.prunable]}
         if self._constant():
             detail = "the outputs are constant on the inputs tried, which proves nothing: give inputs that move them"
             return Check("permutation", False, detail)
@@ -296,7 +292,15 @@ def _largest(value: Array) -> float:
     return float(np.abs(value.astype(np.float64)).max(initial=0)) if value.dtype.kind == "f" else 1.0
 
 
+def _shuffled(dim: Dim, random: np.random.Generator) -> Positions:
+    """An order of the positions of ``dim``: another one under each position of the atom that it lies under."""
+    order = np.arange(dim.size or 0)
+    return random.permuted(order if dim.under is None else np.tile(order, (dim.under.extent, 1)), axis=-1)
+
+
 def _all_but_one(dim: Dim, kept: Positions) -> Positions:
+    if kept.ndim > 1:
+        return np.stack([_all_but_one(dim, row) for row in kept])
     everything = np.arange(dim.size or 0)
     removed = np.setdiff1d(everything, kept)[:1]
     return np.setdiff1d(everything, removed)

@@ -81,6 +81,17 @@ def mobilenet() -> Path:
     return make(f"fashion-mobilenet-{VERSION}.onnx", lambda path: _trained(network, path))
 
 
+def resnext() -> Path:
+    """A small ResNeXt (convolutions in groups), trained here; as `resnet20` in all else."""
+
+    def network() -> "nn.Module":
+        from models.resnext import network
+
+        return network()
+
+    return make(f"fashion-resnext-{VERSION}.onnx", lambda path: _trained(network, path))
+
+
 def train(model: "nn.Module", epochs: int = EPOCHS, seed: int = 0) -> "nn.Module":
     """Train in place: one cycle of SGD (Smith & Topin, arXiv 1708.07120), no augmentation; in eval mode at the end."""
     import torch

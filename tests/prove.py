@@ -79,7 +79,9 @@ class Subject:
             step = atom.multiple
             least = min(-(-atom.least // step) * step, atom.size)
             count = least if few else int(self.random.integers(least // step, atom.size // step + 1)) * step
-            kept[atom.dim] = np.sort(self.random.permutation(atom.size)[:count])
+            rows = 1 if atom.dim.under is None else atom.dim.under.extent
+            found = np.stack([np.sort(self.random.permutation(atom.size)[:count]) for _ in range(rows)])
+            kept[atom.dim] = found if rows > 1 else found[0]
         return kept
 
     def atom(self, size: int) -> Atom:

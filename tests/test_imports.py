@@ -18,8 +18,8 @@ from graphprune.rules import registry
 
 ROOT = Path(graphprune.__file__).parent
 ORDER = (
-    "errors", "memory", "graph", "integers", "dims", "signature", "rules", "values", "analysis", "consumers", "stats",
-    "propagate", "compensate", "sequential", "scores", "cost",
+    "errors", "memory", "graph", "integers", "dims", "signature", "rules", "values", "nesting", "analysis", "consumers",
+    "stats", "propagate", "compensate", "sequential", "scores", "cost",
     "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
     "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip

@@ -415,8 +415,8 @@ def test_computed_reshape_and_expand_targets() -> None:
     assert sizes(loaded.analysis) == [4, 6]
     result = loaded.apply(loaded.plan(graphprune.Request(keep=0.5, multiple=1, allow=("all",))))
     assert result.report.verified
-    kept = {len(cut.keep): list(cut.keep) for cut in result.plan.cuts}
-    positions = [6 * head + i for head in kept[2] for i in kept[3]]
+    kept = {cut.positions.shape[-1]: cut.positions for cut in result.plan.cuts}
+    positions = [6 * int(head) + int(i) for head in kept[2] for i in kept[3][head]]
     zeros = masked(proto, {names["w"]: (1, positions)})
     for batch, length in ((1, 1), (3, 5), (7, 2)):
         feeds = {proto.graph.input[0].name: np.random.default_rng(0).random((batch, length, 8), dtype=np.float32)}
@@ -520,7 +520,7 @@ def test_weights_are_read_when_they_are_needed(tmp_path: Path) -> None:
     result = loaded.apply(plan, verify="structure")
     for model in (loaded.model, result.pruned):
         assert not any(tensor.HasField("raw_data") for tensor in model.proto.graph.initializer)
-    assert [edit.positions[0] is None for edit in result.pruned.edits.values()] == [True, False]
+    assert [[axis for axis, _ in edit.picks] for edit in result.pruned.edits.values()] == [[1], [0]]
 
 
 def test_formats_are_told_apart() -> None:

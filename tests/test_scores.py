@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -207,14 +209,15 @@ def test_sums_in_blocks_are_the_sums(data: npt.NDArray[np.float32], block: int) 
     axes = list(range(data.ndim))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(weight_scores, "_BLOCK", block)
-        found = weight_scores.axis_sums(data, axes, np.abs)
-    for axis, sums in zip(axes, found, strict=True):
-        others = tuple(i for i in axes if i != axis)
+        groups = [*combinations(axes, 1), *combinations(axes, 2)]
+        found = weight_scores.axis_sums(data, groups, np.abs)
+    for group, sums in zip(groups, found, strict=True):
+        others = tuple(i for i in axes if i not in group)
         np.testing.assert_allclose(sums, np.abs(data.astype(np.float64)).sum(axis=others), rtol=1e-12)
 
 
 def test_sums_of_nothing() -> None:
-    rows, columns = weight_scores.axis_sums(np.zeros((0, 3), np.float32), [0, 1], np.abs)
+    rows, columns = weight_scores.axis_sums(np.zeros((0, 3), np.float32), [(0,), (1,)], np.abs)
     assert (rows.shape, columns.tolist()) == ((0,), [0, 0, 0])
 
 

@@ -22,6 +22,7 @@ import graphprune
 from graphprune.analysis import Analysis
 from graphprune.budget import Request
 from graphprune.cost import CostModel
+from graphprune.dims import counts
 from graphprune.verify import Proof
 from models import light, real
 from tools.bench_analysis import measure
@@ -101,7 +102,7 @@ def prove(name: str) -> tuple[str, list[str]]:
         proof.runs(form.apply(loaded.model, analysis, chosen), chosen),
     ]
     cost = CostModel(analysis)
-    removed = 1 - cost.params({dim: len(kept) for dim, kept in chosen.items()}) / cost.params({})
+    removed = 1 - cost.params(counts(chosen)) / cost.params({})
     seconds = time.perf_counter() - start
     wrong = [f"{name}: {check}" for check in checks if not check.passed]
     if removed < subject.removed:

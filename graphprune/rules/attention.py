@@ -130,6 +130,7 @@ def attention(
         macs += ", b s i k r d, b s i k d, b s i k v" if operands["weights"] else ""
         letters = operands.state(sizes, macs, means)
         if letters:
+            op.mixes(letters["d"])
             _heads(operands, letters, one_size)
             _places(operands, letters, letters[keys], ordered)
             if step > 1:
@@ -169,7 +170,7 @@ def _heads(operands: Operands, letters: Mapping[str, Dim], one_size: bool) -> No
         op.pin("scale", 1 / math.sqrt(letters["d"].size or 1), letters["d"])
     for i, (name, layout) in enumerate(zip(operands.ins, op.ins, strict=False)):
         if name in _SUMMED and layout:
-            op.mask(i, len(layout) - 1)
+            op.mask(i, len(layout) - 1, part=letters["d"])
     if operands["weights"]:
         op.mask(0, 2, against=(1, 0))
         for i, letter in enumerate("ddv"):

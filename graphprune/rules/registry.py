@@ -70,9 +70,14 @@ class Mask:
     node: Node
     input: int
     axis: int
-    dim: Dim
+    layout: Layout
     against: tuple[int, int] | None = None
     zero: int | None = None
+
+    @property
+    def dim(self) -> Dim:
+        """What is summed over."""
+        return self.layout[self.axis]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Meaning:
 
 @dataclass
 class Facts:
-    """Everything the rules said about a graph."""
+    """Everything the rules said about a graph. ``mixed``: what nodes compute over, sums and all else."""
 
     graph: Graph
     layouts: dict[str, Layout] = field(default_factory=dict)
@@ -121,6 +126,7 @@ class Facts:
     contractions: list[Contraction] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
     inexact: list[tuple[Dim, Reason]] = field(default_factory=list)
+    mixed: list[tuple[Node, Dim]] = field(default_factory=list)
     roles: list[tuple[Dim, str]] = field(default_factory=list)
     least: list[tuple[Dim, int]] = field(default_factory=list)
     multiples: list[tuple[Dim, int, str]] = field(default_factory=list)
@@ -229,6 +235,11 @@ class Op:
         self._spoken.add(id(dim))
         if not self.idle:
             self.facts.inexact.append((dim, Reason(why, self.label)))
+        self.mixes(dim)
+
+    def mixes(self, dim: Dim) -> None:
+        """What comes out is computed over it, as `inexact`, `mask` and axis texts say of themselves."""
+        self.facts.mixed.append((self.node, dim))
 
     def role(self, dim: Dim, role: str) -> None:
         """What the Dim is, in the field's words."""
@@ -272,11 +283,12 @@ class Op:
         """Of the bodies that begin here the one of this number never runs."""
         self.facts.never.add((*self.node.body, (self.node.index, branch)))
 
-    def mask(self, i: int, axis: int, against: tuple[int, int] | None = None) -> None:
-        """Input ``i`` is summed over ``axis``, multiplied with the input and axis ``against``."""
+    def mask(self, i: int, axis: int, against: tuple[int, int] | None = None, part: Dim | None = None) -> None:
+        """Input ``i`` is summed over ``axis``, or a ``part`` of it, multiplied with the input and axis ``against``."""
         layout = self.ins[i]
         if layout is not None:
-            self.facts.masks.append(Mask(self.node, i, axis, layout[axis], against, self._zeros.get(i)))
+            self.facts.masks.append(Mask(self.node, i, axis, layout, against, self._zeros.get(i)))
+            self.mixes(part or layout[axis])
 
     def means(self, i: int, scales: Sequence[int], zero: int = -1, axis: int = 0) -> None:
         """Input ``i`` holds integers: less those of ``zero``, times those of ``scales``; vectors lie along ``axis``."""
@@ -364,6 +376,8 @@ class Op:
             self.means(int(i), factors, point, _along(bound, int(i), [*factors, point]))
         for cost in filter(None, options.get("macs", "").split(",")):
             self._cost(cost.split(), bound, signature)
+        for letter in {letter.rstrip("'") for letter in signature.contracted} & bound.letters.keys():
+            self.mixes(bound.letters[letter])
         if options.get("masked") != "no":
             self._masks(signature, bound)
         return bound.letters
@@ -403,7 +417,8 @@ class Op:
             places = [place for place in bound.where.get(letter, ()) if place[0] < len(self.ins)]
             if places and places[0] not in done:
                 done.add(places[0])
-                self.mask(*places[0], places[1] if len(places) == 2 else None)
+                part = bound.letters.get(letter.rstrip("'"))
+                self.mask(*places[0], places[1] if len(places) == 2 else None, part)
 
 
 _MEANS = re.compile(r"(\d+)(?:-(\d+)\))?((?:\*\d+)*)")

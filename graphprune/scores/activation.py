@@ -16,7 +16,7 @@ import numpy as np
 from graphprune.analysis import Atom
 from graphprune.consumers import Consumer, Site, by_atom, consumers
 from graphprune.dims import Dim, Positions, numbers
-from graphprune.scores.registry import Floats, Task, score
+from graphprune.scores.registry import Floats, Task, score, upper
 from graphprune.scores.weight import l2, over_blocks, relative
 from graphprune.stats import Moments, merged
 
@@ -69,7 +69,7 @@ def cfsp(task: Task) -> dict[Dim, Floats]:
 def _coarse(task: Task, dim: Dim, values: Floats) -> float:
     if task.drift is None:
         return 1.0
-    return task.drift({dim: np.sort(np.argsort(values, kind="stable")[len(values) // 2 :])})
+    return task.drift(upper(dim, values))
 
 
 @score("amp", needs="data")
@@ -168,7 +168,7 @@ def over_consumers(task: Task, judge: Callable[[Side], Floats]) -> dict[Dim, Flo
 def _read(task: Task) -> Iterator[tuple[Dim, list[Side]]]:
     """Each atom that weights read, and its sides, one atom at a time."""
     assert task.moments is not None, "score_atoms has seen to it"
-    of = by_atom(consumers(task.analysis))
+    of = by_atom(consumers(task.analysis), task.atoms)
     moments = task.moments(site for atom in task.atoms for consumer in of.get(atom.dim, ()) for site in consumer.sites)
     for done, atom in enumerate(task.atoms):
         if atom.dim in of:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphprune.consumers import consumers
-from graphprune.dims import Dim, spread
+from graphprune.dims import Dim, tally
 from graphprune.errors import UsageError
 from graphprune.graph import Array
 from graphprune.scores.registry import Floats, Task, score
@@ -150,10 +150,8 @@ def lrp(task: Task) -> dict[Dim, Floats]:
     total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
     for signals in task.signals(dict.fromkeys(value for value, _ in dims)):
         for (value, axis), dim in dims.items():
-            parts: dict[Dim, Floats] = {}
-            spread(dim, _relevance(axis, *signals[value]), parts)
-            for atom in parts.keys() & total.keys():
-                total[atom] += parts[atom]
+            for atom, part in tally(dim, _relevance(axis, *signals[value]), total).items():
+                total[atom] += part
     return total
 
 

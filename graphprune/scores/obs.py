@@ -22,11 +22,11 @@ import numpy as np
 
 from graphprune.analysis import Atom
 from graphprune.consumers import Consumer, Site, by_atom, consumers
-from graphprune.dims import Dim, numbers
+from graphprune.dims import Dim, numbers, take
 from graphprune.errors import UsageError
 from graphprune.graph import Array, Node
 from graphprune.memory import give_back
-from graphprune.scores.registry import Floats, Task, score
+from graphprune.scores.registry import Floats, Task, score, upper
 from graphprune.stats import Moments, merged
 
 DAMPING = 1e-2
@@ -63,7 +63,7 @@ def _mean_one(values: Floats) -> Floats:
 
 def _over_atoms(task: Task, judge: Callable[[Atom, list[_Side]], Floats]) -> dict[Dim, Floats]:
     assert task.moments is not None, "score_atoms has seen to it"
-    of = by_atom(consumers(task.analysis))
+    of = by_atom(consumers(task.analysis), task.atoms)
     moments = task.moments(site for atom in task.atoms for consumer in of.get(atom.dim, ()) for site in consumer.sites)
     metrics = _metrics(task, (consumer for atom in task.atoms for consumer in of.get(atom.dim, ())))
     found: dict[Dim, Floats] = {}
@@ -125,17 +125,16 @@ def _shrunk(metric: Floats) -> Floats:
 
 def _felt(task: Task, atom: Atom, scores: Floats, found: list[Consumer], moments: Mapping[Site, Moments]) -> float:
     """How far the model's outputs move, squared, for each unit of error of the consumers; 1 where it cannot be run."""
-    half = max(1, atom.size // 2)
-    order = np.argsort(scores, kind="stable")
-    if task.drift is None or not found or half == atom.size:
+    kept = upper(atom.dim, scores)
+    if task.drift is None or not found:
         return 1.0
     error = 0.0
     for consumer in found:
         side = _Side(task, consumer, atom, moments, {})
-        at = np.concatenate([side.columns[p] for p in order[:half]])
+        at = np.setdiff1d(np.arange(side.root.shape[1]), take(consumer.dim, kept))
         second = merged([moments[site] for site in consumer.sites]).raw[np.ix_(at, at)]
         error += float(np.einsum("ij,jk,ik->", side.root[:, at], second, side.root[:, at], optimize=True))
-    moved = task.drift({atom.dim: np.sort(order[half:])}) ** 2
+    moved = task.drift(kept) ** 2
     return moved / error if error > 0 and moved > 0 else 1.0
 
 

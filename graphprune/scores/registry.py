@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from graphprune.analysis import Analysis, Atom
 from graphprune.consumers import Site, consumers
-from graphprune.dims import Chosen, Dim
+from graphprune.dims import Chosen, Dim, atoms
 from graphprune.errors import UsageError
 from graphprune.graph import Array
 from graphprune.stats import Moments
@@ -36,6 +36,8 @@ def _no_progress(done: float) -> None:
 @dataclass(frozen=True)
 class Task:
     """What a score is given: the ``atoms`` to score, and where numbers come from.
+
+    An atom that lies under another may also be asked for as the product of both: a number for each pair of positions.
 
     ``gradients(kind)`` yields, a batch at a time, numbers by weight name: the "gradient" of the loss, the "hessian"
     times it, those of "synflow", or of the distance to "disturbed" outputs; None where the model has no gradients.
@@ -115,6 +117,13 @@ def score_atoms(task: Task, name: str = "l2") -> Scores:
                 hint="repair the model, or leave the dim out with --exclude",
             )
     return found
+
+
+def upper(dim: Dim, values: Floats) -> Chosen:
+    """The half of ``dim`` that scores best, the middle with it; of pairs that of each row."""
+    grid = values.reshape([part.extent for part in dim.parts] or -1)
+    order = np.argsort(grid, kind="stable")
+    return {[*atoms(dim)][-1]: np.sort(order[..., grid.shape[-1] // 2 :])}
 
 
 def _culprit(analysis: Analysis, atom: Atom) -> str:

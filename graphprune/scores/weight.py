@@ -10,15 +10,16 @@ score keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, permutations
 
 import numpy as np
 
 from graphprune.analysis import Atom
 from graphprune.consumers import consumers
-from graphprune.dims import Dim, atoms, numbers, resolve, spread
+from graphprune.dims import Dim, atoms, numbers, resolve, tally
 from graphprune.graph import Array, Node
 from graphprune.scores.registry import Floats, Task, score
 from graphprune.signature import Layout
@@ -129,13 +130,14 @@ def over_weights(
     ``read`` (weight name, weight) may put other numbers of its shape in the weight's place, or None to leave it out.
     """
     total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
+    parts = {part for dim in total for part in atoms(dim)}
     groups = [(name, list(uses)) for name, uses in groupby(task.analysis.uses, key=lambda use: use[0])]
     for done, (name, uses) in enumerate(groups):
         weight, own = task.analysis.meant(name)
         layouts = [
             layout if own is None or node is not None else own
             for _, node, i, layout in uses
-            if not _is_statistic(task, name, node, i) and any(a in total for dim in layout for a in atoms(dim))
+            if not _is_statistic(task, name, node, i) and any(a in parts for dim in layout for a in atoms(dim))
         ]
         if layouts and weight is not None and (only is None or name in only):
             data = trained(weight.load())
@@ -165,7 +167,8 @@ def over_blocks(
         weight, own = task.analysis.meant(name)
         layout = own or stored
         axes = [axis for axis in range(len(layout)) if (name, axis) not in summed and len(layout) > 1]
-        places = [(axis, dim) for axis in axes for dim in dict.fromkeys(atoms(layout[axis])) if dim in wanted]
+        held = {axis: set(atoms(layout[axis])) for axis in axes}
+        places = [(axis, dim) for axis in axes for dim in wanted if held[axis].issuperset(atoms(dim))]
         if places and weight is not None:
             data = trained(weight.load())
             for axis, dim in places:
@@ -205,23 +208,38 @@ def _is_statistic(task: Task, name: str, node: Node | None, i: int) -> bool:
 def _by_atom(
     data: Array, layout: Layout, wanted: Mapping[Dim, Floats], element: Callable[[Array], Array]
 ) -> dict[Dim, Floats]:
-    axes = [axis for axis, dim in enumerate(layout) if any(a in wanted for a in atoms(dim))]
-    found: dict[Dim, Floats] = {}
-    for axis, sums in zip(axes, axis_sums(data, axes, element), strict=True):
-        spread(layout[axis], sums, found)
-    return {dim: sums for dim, sums in found.items() if dim in wanted}
+    held, parts = [set(atoms(dim)) for dim in layout], {part for dim in wanted for part in atoms(dim)}
+    alone = [(axis,) for axis, dims in enumerate(held) if dims & parts]
+    apart = [
+        (pair, i, j)
+        for pair in wanted
+        if pair.kind == "product"
+        for i, j in permutations(range(len(layout)), 2)
+        if pair.parts[0] in held[i] - held[j] and pair.parts[1] in held[j]
+    ]
+    sums = axis_sums(data, [*alone, *((min(i, j), max(i, j)) for _, i, j in apart)], element)
+    found: dict[Dim, Floats] = defaultdict(lambda: np.zeros(()))
+    for (axis,), values in zip(alone, sums, strict=False):
+        for dim, part in tally(layout[axis], values, wanted).items():
+            found[dim] = found[dim] + part
+    for (pair, i, j), values in zip(apart, sums[len(alone) :], strict=True):
+        outer, inner = (numbers(layout[axis], part) for axis, part in zip((i, j), pair.parts, strict=True))
+        grid = np.zeros([part.extent + 1 for part in pair.parts])
+        np.add.at(grid, np.ix_(outer, inner), values if i < j else values.T)
+        found[pair] = found[pair] + grid[1:, 1:].ravel()
+    return found
 
 
-def axis_sums(data: Array, axes: list[int], element: Callable[[Array], Array]) -> list[Floats]:
-    """For each of ``axes`` the sum of ``element(data)`` over all other axes, a block of rows at a time."""
-    sums = [np.zeros(data.shape[axis]) for axis in axes]
+def axis_sums(data: Array, axes: Sequence[tuple[int, ...]], element: Callable[[Array], Array]) -> list[Floats]:
+    """For each of ``axes`` (ascending) the sum of ``element(data)`` over all others, a block of rows at a time."""
+    sums = [np.zeros([data.shape[axis] for axis in group]) for group in axes]
     if not data.size:
         return sums
     rows = max(1, _BLOCK // max(1, data[0].size if data.ndim else 1))
     for start in range(0, data.shape[0], rows):
         block = element(data[start : start + rows].astype(np.float32, copy=False))
-        for found, axis in zip(sums, axes, strict=True):
-            part = block.sum(axis=tuple(i for i in range(block.ndim) if i != axis), dtype=np.float64)
-            target = found[start : start + rows] if axis == 0 else found
+        for found, group in zip(sums, axes, strict=True):
+            part = block.sum(axis=tuple(i for i in range(block.ndim) if i not in group), dtype=np.float64)
+            target = found[start : start + rows] if 0 in group else found
             target += part
     return sums

@@ -19,7 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import scopes
-from graphprune.graph import Array, Graph
+from graphprune.graph import Array, Graph, Picks, pick
 from graphprune.memory import give_back
 
 Trial = tuple[dict[str, int], dict[str, Array]]
@@ -30,20 +30,16 @@ INLINE_LIMIT = 1_800_000_000
 
 @dataclass(frozen=True)
 class Edit:
-    """A weight to be made from ``source``, or from ``values`` in its place: positions along each axis (None: all)."""
+    """A weight to be made from ``source``, or from ``values`` in its place: the positions ``picks`` of its axes."""
 
     source: onnx.TensorProto
     folder: Path | None
-    positions: tuple[Array | None, ...]
+    picks: Picks = ()
     values: Array | None = None
 
     def array(self) -> Array:
         """The new values."""
-        data = tensors.to_array(self.source, self.folder) if self.values is None else self.values
-        for axis, index in enumerate(self.positions):
-            if index is not None:
-                data = data.take(index, axis)
-        return data
+        return pick(tensors.to_array(self.source, self.folder) if self.values is None else self.values, self.picks)
 
 
 @dataclass
@@ -126,7 +122,7 @@ class OnnxModel:
         """Put ``values`` into ``tensor``, an initialiser, or beside the protobuf."""
         if tensors.shared(tensor):
             tensor.CopyFrom(tensors.without_data(tensor))
-            self.edits[tensor.name] = Edit(tensor, None, (None,) * values.ndim, np.ascontiguousarray(values))
+            self.edits[tensor.name] = Edit(tensor, None, (), np.ascontiguousarray(values))
         else:
             tensor.CopyFrom(tensors.from_array(values, tensor))
             self.edits.pop(tensor.name, None)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, atoms, take, touched
+from graphprune.dims import Chosen, Dim, atoms, ones, touched
 from graphprune.errors import VerifyError
 from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
@@ -64,14 +64,11 @@ def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
             continue
         place = everywhere[wanted.node.index]
         node = place.node
-        value = analysis.graph.values[wanted.node.inputs[wanted.input]]
-        zeros = np.zeros(wanted.dim.size or 0)
-        zeros[take(wanted.dim, chosen)] = 1
-        shape = [1] * len(value.shape or ())
-        shape[wanted.axis] = len(zeros)
+        dtype = np.dtype(analysis.graph.values[wanted.node.inputs[wanted.input]].dtype)
+        kept = ones(wanted.layout, wanted.axis, chosen).astype(dtype)
         name = f"graphprune/mask_{number}"
-        kept, point = zeros.reshape(shape), node.input[wanted.zero] if wanted.zero is not None else ""
-        helpers = _helpers(name, node.input[wanted.input], kept, value.dtype, point)
+        point = node.input[wanted.zero] if wanted.zero is not None else ""
+        helpers = _helpers(name, node.input[wanted.input], kept, str(dtype), point)
         extra.setdefault(place.scope.number, {}).setdefault(place.at, []).extend(helpers)
         node.input[wanted.input] = f"{name}/masked"
     for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in

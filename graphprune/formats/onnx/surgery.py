@@ -18,13 +18,12 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, size_after, take, touched
+from graphprune.dims import Chosen, Dim, counts, picks, size_after, touched
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import Place, Scope, places, scopes
 from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights, held_tensors
-from graphprune.graph import Array, Node
+from graphprune.graph import Array, Node, Picks, pick
 from graphprune.rules.registry import Slot
-from graphprune.signature import Layout
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -45,7 +44,7 @@ class _Surgeon:
         self.source = model
         self.analysis = analysis
         self.chosen = chosen
-        self.sizes = {dim: len(index) for dim, index in chosen.items()}
+        self.sizes = counts(chosen)
         self.edits: dict[str, Edit] = {}
         self.constants: dict[str, Array] = {}
         self.rewired: dict[int, dict[int, Array]] = defaultdict(dict)
@@ -64,33 +63,24 @@ class _Surgeon:
         for name, node, i, layout in self.analysis.uses:
             if not any(touched(dim, self.chosen) for dim in layout):
                 continue
-            positions = self._positions(layout)
+            wanted = picks(layout, self.chosen)
             if node is None:
-                self._edit(name, positions)
+                self._edit(name, wanted)
             else:
-                data = self._array(name)
-                for axis, index in enumerate(positions):
-                    data = data if index is None else data.take(index, axis)
-                self.rewired[node.index][i] = data
-
-    def _positions(self, layout: Layout) -> tuple[Array | None, ...]:
-        return tuple(take(dim, self.chosen) if touched(dim, self.chosen) else None for dim in layout)
+                self.rewired[node.index][i] = pick(self._array(name), wanted)
 
     def _array(self, name: str) -> Array:
         if name not in self.values:
             self.values[name] = self.analysis.graph.weights[name].load()
         return self.values[name]
 
-    def _edit(self, name: str, positions: tuple[Array | None, ...]) -> None:
+    def _edit(self, name: str, wanted: Picks) -> None:
         if name in self._initialisers:
             before = self.source.edits.get(name)
             values = before.array() if before else None
-            self.edits[name] = Edit(self._initialisers[name], self.source.folder, positions, values)
+            self.edits[name] = Edit(self._initialisers[name], self.source.folder, wanted, values)
         else:
-            data = self.analysis.graph.weights[name].load()
-            for axis, index in enumerate(positions):
-                data = data if index is None else data.take(index, axis)
-            self.constants[name] = data
+            self.constants[name] = pick(self.analysis.graph.weights[name].load(), wanted)
 
     @cached_property
     def _initialisers(self) -> dict[str, onnx.TensorProto]:
@@ -238,7 +228,7 @@ class _Surgeon:
                     data = inputs.pop(i)
                     if name in self._initialisers:
                         tensor = self._initialisers[name]
-                        self.edits[name] = Edit(tensor, self.source.folder, (None,) * data.ndim, data)
+                        self.edits[name] = Edit(tensor, self.source.folder, (), data)
                     else:
                         self.constants[name] = data
         for index in [index for index, inputs in self.rewired.items() if not inputs]:
@@ -264,12 +254,12 @@ class _Surgeon:
         edit = self.edits.get(tensor.name)
         if edit is None:
             return tensor
-        sizes = tensor.dims if edit.values is None else edit.values.shape
+        sizes = list(tensor.dims if edit.values is None else edit.values.shape)
+        for axis, index in edit.picks:
+            sizes[axis] = index.size if index.ndim == 1 else index.shape[axis]
         bare = tensors.without_data(tensor)
         del bare.dims[:]
-        bare.dims.extend(
-            size if index is None else len(index) for size, index in zip(sizes, edit.positions, strict=True)
-        )
+        bare.dims.extend(sizes)
         return bare
 
     def _constant_node(self, scope: Scope, node: onnx.NodeProto) -> onnx.NodeProto:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, size_after
+from graphprune.dims import Chosen, counts, size_after
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.config import update_config
 from graphprune.formats.torch.equal import Trials
@@ -187,7 +187,7 @@ def _layers(source: nn.Module) -> None:
 
 def _agreed(held: list[Attribute], model: TorchModel, analysis: Analysis, chosen: Chosen) -> dict[Attribute, int]:
     """New values of the attributes ``held`` by modules in which everything that was of their size changed alike."""
-    sizes = {dim: len(index) for dim, index in chosen.items()}
+    sizes = counts(chosen)
     new: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     found = [(owners(model.source, model.calls[slot.node.index].node), slot.dim) for slot in analysis.facts.slots]
     found += [(list(_around(model.source, name)), dim) for name, _, _, layout in analysis.uses for dim in layout]

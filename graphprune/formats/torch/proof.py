@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, atoms, take, touched
+from graphprune.dims import Chosen, Dim, atoms, ones, touched
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats.torch.model import TorchModel, Trial, clone, set_tensor, stored
 from graphprune.graph import Array, Graph
@@ -103,13 +103,9 @@ def mask(model: TorchModel, analysis: Analysis, chosen: Chosen) -> TorchModel:
 def _mask(made: TorchModel, analysis: Analysis, wanted: Mask, chosen: Chosen, node: Any, number: int) -> None:
     name = wanted.node.inputs[wanted.input]
     source = next(n for n in node.all_input_nodes if _value_name(made, n) == name)
-    value = analysis.graph.values[name]
-    zeros = torch.zeros(wanted.dim.size or 0)
-    zeros[torch.as_tensor(take(wanted.dim, chosen))] = 1
-    shape = [1] * len(value.shape or ())
-    shape[wanted.axis] = len(zeros)
+    kept = torch.as_tensor(ones(wanted.layout, wanted.axis, chosen))
     path = f"graphprune_mask_{number}"
-    made.traced.register_buffer(path, zeros.reshape(shape).to(getattr(torch, value.dtype)))
+    made.traced.register_buffer(path, kept.to(getattr(torch, analysis.graph.values[name].dtype)))
     with made.traced.graph.inserting_before(node):
         held = made.traced.graph.get_attr(path)
         masked = made.traced.graph.call_function(torch.ops.aten.mul.Tensor, (source, held))

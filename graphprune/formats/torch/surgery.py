@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, size_after, take, touched
+from graphprune.dims import Chosen, Dim, counts, picks, size_after, touched
 from graphprune.formats.torch.model import TorchModel, attribute, clone, set_tensor, stored
 from graphprune.formats.torch.view import Traced, arguments
 from graphprune.rules.registry import Slot
@@ -35,9 +35,9 @@ def _weights(made: TorchModel, model: TorchModel, analysis: Analysis, chosen: Ch
         if name not in originals or not any(touched(dim, chosen) for dim in layout):
             continue
         data = originals[name].detach()
-        for axis, dim in enumerate(layout):
-            if touched(dim, chosen):
-                data = data.index_select(axis, torch.as_tensor(take(dim, chosen), device=data.device))
+        for axis, positions in picks(layout, chosen):
+            index = torch.as_tensor(positions, device=data.device)
+            data = data.index_select(axis, index) if index.ndim == 1 else data.take_along_dim(index, axis)
         data = data.clone().contiguous()
         if isinstance(originals[name], torch.nn.Parameter):  # one for all its names: tied parameters stay tied
             data = torch.nn.Parameter(data, requires_grad=originals[name].requires_grad)
@@ -53,7 +53,7 @@ def _all_paths(module: fx.GraphModule) -> list[tuple[str, torch.Tensor]]:
 
 
 def _numbers(model: TorchModel, analysis: Analysis, chosen: Chosen, twins: dict[fx.Node, fx.Node]) -> None:
-    sizes = {dim: len(index) for dim, index in chosen.items()}
+    sizes = counts(chosen)
 
     def changed(dim: Dim) -> bool:
         return touched(dim, sizes) and size_after(dim, sizes) != dim.extent
