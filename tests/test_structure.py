@@ -288,3 +288,18 @@ def test_sequences_and_optional_values_freeze_what_they_hold_and_nothing_else() 
     assert subject.sizes == [7]
     assert any("sequences and optional values" in str(atom.reason) for atom in subject.analysis.frozen)
     assert subject.failures() == []
+
+
+def test_a_body_that_reads_dequantised_values_through_a_reshape_does_not_take_the_process_down() -> None:
+    """ONNX Runtime moves the dequantising over the reshape, and looks for an input of the node that reads the value."""
+    net = Net()
+    x = net.op("MatMul", net.input("N", FEATURES), net.weight(FEATURES, HIDDEN, fan=FEATURES))
+    scale = [net.const(0.05, np.float32), net.const(100, np.uint8)]
+    x = net.op("DequantizeLinear", net.op("QuantizeLinear", x, *scale), *scale)
+    x = net.op("Reshape", x, net.const([-1, HIDDEN]))
+    body = Body(net)
+    count, yes, y = body.given(INT64, []), body.given(BOOL, []), body.given()
+    ends = body.op("Identity", yes), body.op("Tanh", body.op("Add", y, x))
+    loop = net.op("Loop", net.const(2, np.int64), net.const(True, np.bool_), x, body=body.graph(*ends, condition=True))
+    net.output(net.op("MatMul", loop, net.weight(HIDDEN, OUTPUTS, fan=HIDDEN)))
+    assert Subject(net.model()).format is format_

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from graphprune.errors import UsageError, VerifyError
+from graphprune.formats.onnx.bodies import bodies
 from graphprune.formats.onnx.model import OnnxModel, Trial, copy_without_weights
 from graphprune.formats.onnx.shapes import input_shapes, runs_to_try, symbols_of
 from graphprune.formats.onnx.tensors import dtype_name, elsewhere, shared
@@ -63,7 +64,9 @@ def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1) -> Runner:
         options.add_external_initializers(list(values), list(values.values()))
         for name, value in values.items():  # else they are copied in the end
             options.add_initializer(name, value)
-        loaded = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        loaded = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, ["CPUExecutionProvider"], disabled_optimizers=_fatal(proto.graph.node)
+        )
     except Exception as error:  # onnxruntime raises classes of its own, none of them public
         raise VerifyError(
             f"ONNX Runtime does not load the model: {first_line(error)}",
@@ -71,6 +74,11 @@ def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1) -> Runner:
         ) from error
     give_back(sum(array.nbytes for array in arrays.values()))
     return Runner(loaded, values)
+
+
+def _fatal(nodes: Iterable[onnx.NodeProto]) -> list[str]:
+    """Optimisers that take the process down: this one, where it moves what a body reads (as of ONNX Runtime 1.31)."""
+    return ["QDQPropagationTransformer"] if any(bodies(node) for node in nodes) else []
 
 
 def _apart(model: OnnxModel) -> tuple[onnx.ModelProto, dict[str, Array]]:
