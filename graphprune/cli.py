@@ -6,6 +6,7 @@ Nothing is written before verification has passed; what is printed and how error
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,21 @@ app = typer.Typer(
 )
 
 _FORCE = "choose another name (--force replaces the model itself)"
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        terminal.print_line(f"graphprune {import_module('graphprune').__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
 
 
 @app.command()

@@ -15,7 +15,6 @@ from typer.core import TyperCommand
 from graphprune.budget import Request
 from graphprune.data import Calibration
 from graphprune.errors import UsageError
-from graphprune.pipeline import COMPENSATE
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
@@ -122,7 +121,7 @@ class Compensating(TyperCommand):
 def _written_out(args: Sequence[str]) -> Iterator[str]:
     for word, after in zip_longest(args, args[1:]):
         yield {"--no-compensate": "--compensate=none"}.get(word, word)
-        if word == "--compensate" and after not in COMPENSATE:
+        if word == "--compensate" and (not after or after[0] == "-" or Path(after).suffix or Path(after).exists()):
             yield "least-squares"
 
 

@@ -559,6 +559,7 @@ OPTIONS = {
     "--length 1": "length 1 makes no sense",
     "--std 0": "a std of 0",
     "--mean a,b": "--mean a,b holds no numbers",
+    "--compensate bais": "no compensation 'bais'",
     "--damping -1": "Invalid value for '--damping'",
 }
 

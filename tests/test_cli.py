@@ -45,6 +45,10 @@ def test_help(option: str) -> None:
     assert "Shrink exported neural networks by structured pruning" in text
 
 
+def test_version() -> None:
+    assert command("--version").done().out == f"graphprune {graphprune.__version__}\n"
+
+
 TARGET = "--keep --params --macs --multiple --floor --include --exclude --allow"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"

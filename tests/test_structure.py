@@ -298,7 +298,7 @@ def test_a_body_that_reads_dequantised_values_through_a_reshape_does_not_take_th
     x = net.op("DequantizeLinear", net.op("QuantizeLinear", x, *scale), *scale)
     x = net.op("Reshape", x, net.const([-1, HIDDEN]))
     body = Body(net)
-    count, yes, y = body.given(INT64, []), body.given(BOOL, []), body.given()
+    _, yes, y = body.given(INT64, []), body.given(BOOL, []), body.given()
     ends = body.op("Identity", yes), body.op("Tanh", body.op("Add", y, x))
     loop = net.op("Loop", net.const(2, np.int64), net.const(True, np.bool_), x, body=body.graph(*ends, condition=True))
     net.output(net.op("MatMul", loop, net.weight(HIDDEN, OUTPUTS, fan=HIDDEN)))
