@@ -99,9 +99,9 @@ class Repair:
     compensate: Annotated[
         str | None,
         typer.Option(
-            metavar="least-squares|sequential|bias|none",
-            help="Change the weights that stay to make up for what goes (default: least-squares with data), also layer "
-            "after layer, or biases alone. Without a word it is least-squares; --no-compensate is none.",
+            metavar="best|least-squares|sequential|bias|none",
+            help="Change the weights that stay to make up for what goes, by least squares: layer after layer if that "
+            "works (best, the default with data, and without a word), or all at once; or biases alone.",
         ),
     ] = None
     damping: Annotated[
@@ -122,7 +122,7 @@ def _written_out(args: Sequence[str]) -> Iterator[str]:
     for word, after in zip_longest(args, args[1:]):
         yield {"--no-compensate": "--compensate=none"}.get(word, word)
         if word == "--compensate" and (not after or after[0] == "-" or Path(after).suffix or Path(after).exists()):
-            yield "least-squares"
+            yield "best"
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates, pairs
-from graphprune.compensate import How, best_damping, compensate
+from graphprune.compensate import Changed, How, best_damping, compensate
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
@@ -22,6 +22,7 @@ from graphprune.data.moments import measured, thin
 from graphprune.dims import Chosen, Dim, atoms
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
+from graphprune.graph import Array
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
@@ -31,7 +32,7 @@ from graphprune.stats import Batches, Moments
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
-COMPENSATE = ("least-squares", "sequential", "bias", "none")
+COMPENSATE = ("best", "least-squares", "sequential", "bias", "none")
 _DONE: dict[How, str] = {
     "least-squares": "the weights that stay make up for what went, by least squares",
     "sequential": "the weights that stay make up for what went, by least squares, layer after layer",
@@ -136,7 +137,7 @@ class Loaded:
         plan: Plan,
         moments: Mapping[Site, Moments],
         damping: float | None = None,
-        how: How = "least-squares",
+        how: How | Literal["best"] = "best",
         batches: Sequence[Mapping[str, Any]] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Loaded:
@@ -144,7 +145,8 @@ class Loaded:
 
         ``damping`` is chosen by the error on data that were not fitted, unless given. With ``how`` "bias" only biases
         change, and layers of an ONNX file that have none get one. "sequential" goes over the layers once more, in
-        order, and fits each on ``batches`` to what the dense model makes of them (see `graphprune.sequential`).
+        order, and fits each on ``batches`` to what the dense model makes of them (see `graphprune.sequential`); "best"
+        does so where there are batches and the model can be walked through.
         """
         chosen = plan.chosen(self.analysis)
         if how == "sequential" and not batches:
@@ -154,12 +156,16 @@ class Loaded:
             )
         if damping is None and how != "bias":
             damping = best_damping(self.analysis, chosen, moments)
-        changed = compensate(self.analysis, chosen, moments, damping or 0.0, how)
-        if how == "sequential" and batches:
-            model = self.format.replaced(self.model, changed.values, changed.add)
-            walks = self.format.walk(self.model, batches), self.format.walk(model, batches)
-            values = in_order(self.analysis, chosen, changed.values, *walks, progress or (lambda done: None))
-            changed = changed._replace(values=values)
+        done: How = "bias" if how == "bias" else "least-squares"
+        changed, notes = compensate(self.analysis, chosen, moments, damping or 0.0, done), []
+        if batches and changed.values and how in ("best", "sequential"):
+            try:
+                values = self._in_order(chosen, changed, batches, progress or (lambda done: None))
+                changed, done = changed._replace(values=values), "sequential"
+            except UsageError as error:
+                if how == "sequential":
+                    raise
+                notes.append(f"weights were not fitted layer after layer: {error.what}")
         for name, value in {**changed.values, **changed.add}.items():
             if not np.isfinite(value.astype(np.float64)).all():
                 raise UsageError(
@@ -167,8 +173,16 @@ class Loaded:
                     hint="give more calibration data, more --damping, or --no-compensate",
                 )
         model = self.format.replaced(self.model, changed.values, changed.add)
-        notes = (*self.notes, *([_DONE[how]] if changed.values or changed.add else []))
-        return replace(self, model=model, analysis=analyse(model.graph), origin=self.model, notes=notes)
+        notes = [*self.notes, *([_DONE[done]] if changed.values or changed.add else []), *notes]
+        return replace(self, model=model, analysis=analyse(model.graph), origin=self.model, notes=tuple(notes))
+
+    def _in_order(
+        self, chosen: Chosen, changed: Changed, batches: Sequence[Mapping[str, Any]], progress: Callable[[float], None]
+    ) -> dict[str, Array]:
+        """The values of ``changed``, fitted layer after layer."""
+        model = self.format.replaced(self.model, changed.values, changed.add)
+        walks = self.format.walk(self.model, batches), self.format.walk(model, batches)
+        return in_order(self.analysis, chosen, changed.values, *walks, progress)
 
     def proved(self, calib: Calibration | None = None, seed: int = 0) -> list[Check]:
         """The permutation proof, on the first batch of ``calib`` if there is one, and a run."""
@@ -353,9 +367,9 @@ def prune(
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
 
     ``calib`` is a `Calibration`, or its source: a path, "self", "noise", "none", batches of inputs by name, or several
-    in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes (layer
-    after layer if ``compensate`` is "sequential", biases alone if it is "bias", nothing if it is false). Where none is
-    given, a score that needs data and ``compensate=True`` take the best source that needs none.
+    in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes: as
+    ``compensate`` says (see `Loaded.compensated`; false or "none" for nothing), else as is "best". Where no data are
+    given, a score that needs them and ``compensate=True`` take the best source that needs none.
 
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
@@ -383,13 +397,13 @@ def calibration(calib: Any, score: str = "", compensate: bool | str | None = Non
     return asked if changed or needs_data(score) or asked.source is not None else None
 
 
-def how_to(compensate: bool | str | None) -> How | None:
-    """How the weights that stay are changed where there are data: by least squares unless said otherwise; None: not."""
+def how_to(compensate: bool | str | None) -> Any:
+    """How the weights that stay are changed where there are data: as is best unless said otherwise; None: not."""
     if isinstance(compensate, str) and compensate not in COMPENSATE:
         raise UsageError(f"there is no compensation {compensate!r}", hint=f"choose one of {', '.join(COMPENSATE)}")
     if compensate is False or compensate == "none":
         return None
-    return "least-squares" if compensate is None or compensate is True else compensate  # type: ignore[return-value]
+    return "best" if compensate is None or compensate is True else compensate
 
 
 def needs_data(score: str) -> bool:

@@ -753,7 +753,9 @@ def test_how_to_compensate(tmp_path: Path) -> None:
     ways = {
         "default": (),
         "alone": ("--compensate",),
-        "named": ("--compensate", "least-squares"),
+        "named": ("--compensate", "best"),
+        "asked": ("--compensate", "sequential"),
+        "once": ("--compensate", "least-squares"),
         "bias": ("--compensate=bias",),
         "none": ("--compensate", "none"),
         "switch": ("--no-compensate",),
@@ -763,20 +765,36 @@ def test_how_to_compensate(tmp_path: Path) -> None:
         line = ("prune", digits.PATH, *options, "-o", tmp_path / name, "--keep", "0.5", "--calib", tmp_path / "x.npz")
         notes[name] = "\n".join(command(*line, "--json").done().json["notes"])
     made = contents(tmp_path)
-    assert made["default"] == made["alone"] == made["named"]
+    assert made["default"] == made["alone"] == made["named"] == made["asked"]
     assert made["none"] == made["switch"]
-    assert len({made[name] for name in ("named", "bias", "none")}) == 3
-    assert "by least squares" in notes["alone"]
+    assert len({made[name] for name in ("named", "once", "bias", "none")}) == 4
+    assert "by least squares, layer after layer" in notes["alone"]
+    assert "by least squares" in notes["once"]
+    assert "layer after layer" not in notes["once"]
     assert "biases make up for" in notes["bias"]
     assert "least squares" not in notes["bias"]
     assert "make up" not in notes["none"]
     assert "make up" not in str(graphprune.prune(digits.PATH, keep=1.0, calib=[images()]).report.notes)
     command("prune", "--compensate", digits.PATH, "-o", tmp_path / "first", "--keep", "0.5").done()
     command(*line[:2], "--compensate=more", *line[3:]).refused(
-        2, "no compensation 'more'", "least-squares, sequential, bias, none"
+        2, "no compensation 'more'", "best, least-squares, sequential, bias, none"
     )
     python = graphprune.prune(digits.PATH, keep=0.5, calib=tmp_path / "x.npz", compensate="bias")
     assert python.model.SerializeToString() == made["bias"]
+
+
+def test_without_torch_all_layers_are_fitted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is said; and refused where it was asked for by name."""
+    how: dict[str, Any] = {"keep": 0.5, "calib": [{"image": images()}], "latency": False}
+    once = graphprune.prune(digits.PATH, **how, compensate="least-squares")
+    monkeypatch.delitem(sys.modules, "graphprune.formats.onnx.walks", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    best = graphprune.prune(digits.PATH, **how)
+    assert best.model.graph.initializer == once.model.graph.initializer
+    assert best.report.notes[:-1] == once.report.notes
+    assert best.report.notes[-1].startswith("weights were not fitted layer after layer: ")
+    with pytest.raises(UsageError, match="torch"):
+        graphprune.prune(digits.PATH, **how, compensate="sequential")
 
 
 def test_scoring_leaves_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
