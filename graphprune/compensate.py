@@ -28,6 +28,8 @@ from graphprune.stats import Moments, merged
 Floats = npt.NDArray[np.float64]
 How = Literal["least-squares", "sequential", "bias"]
 DAMPING = 0.1
+REMEMBERED, GUESSED = 1e-2, 1.0
+"""Without data: of a model that has batch norms, and of others."""
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 LOOKED_AT = 8
 """Consumers that the choice of the damping is made on."""
@@ -75,14 +77,18 @@ def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Mome
     """The damping that does best on the half of the data that was not fitted, at some of the consumers.
 
     It has the least product of errors: what a damping does to each consumer counts as a share of the consumer's own
-    error, or a few that nothing helps would decide for all. Half of that is right for twice the data. DAMPING where
-    there are no halves: one batch, or no data.
+    error, or a few that nothing helps would decide for all. Half of that is right for twice the data. Where there are
+    no halves: DAMPING for one batch; without data little if batch norms remember some, else much.
     """
     found = [c for c in losing(analysis, chosen) if all(site in moments for site in c.sites)]
     some = found[:: -(-len(found) // LOOKED_AT)] if found else []
     errors = [_held_out(analysis, consumer, take(consumer.dim, chosen), moments) for consumer in some]
     known = [np.log(np.maximum(error, _NONE)) for error in errors if error is not None]
-    return float(DAMPINGS[int(np.argmin(np.sum(known, axis=0)))]) / 2 if known else DAMPING
+    if known:
+        return float(DAMPINGS[int(np.argmin(np.sum(known, axis=0)))]) / 2
+    if any(merged([moments[site] for site in consumer.sites]).count > 1 for consumer in some):
+        return DAMPING
+    return REMEMBERED if any(node.op == "batch_norm" for node in analysis.graph.nodes) else GUESSED
 
 
 def _held_out(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune import Request
-from graphprune.compensate import DAMPING, DAMPINGS, How, best_damping, bias_of, compensate, solve
+from graphprune.compensate import DAMPING, DAMPINGS, GUESSED, REMEMBERED, How, best_damping, bias_of, compensate, solve
 from graphprune.consumers import Consumer, consumers
 from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import TEMPERATURE
@@ -475,6 +475,13 @@ def test_damping_that_data_it_was_not_fitted_to_likes() -> None:
         assert found[samples] == min(errors, key=lambda d: errors[d]) / 2
     assert found[400] < found[4]
     assert best_damping(loaded.analysis, chosen, loaded.measure([{name: data(9, 6)}])) == DAMPING
+    assert best_damping(loaded.analysis, chosen, loaded.measure(None)) == GUESSED
+
+
+def test_without_data_what_batch_norms_remember_is_trusted() -> None:
+    loaded = graphprune.load(digits.PATH)
+    chosen = loaded.plan(Request(keep=0.5)).chosen(loaded.analysis)
+    assert best_damping(loaded.analysis, chosen, loaded.measure(None)) == REMEMBERED
 
 
 def test_a_consumer_that_nothing_helps_does_not_choose_the_damping(monkeypatch: pytest.MonkeyPatch) -> None:
