@@ -1,10 +1,10 @@
 """Where an atom is, in words that another export of the same model understands: names of weights and of modules.
 
 Exporters rename, fold and transpose weights, but seldom all of what shares a Dim: a bias keeps its name, and a node the
-path of the module that it was traced in. A place is ``fc1.weight[0]``, axis 0 of a weight, or ``fc1>[2]``, axis 2 of
-what a contraction in module ``fc1`` makes of a weight. Where the atom is only part of the axis (heads, one side of a
-concat), a check sum of the positions follows: ``qkv>[2]@1c3f09aa``. An atom that lies under another has places of both
-together, too.
+path of the module that it was traced in. A quantiser adds a word to the names of weights, which is left out. A place is
+``fc1.weight[0]``, axis 0 of a weight, or ``fc1>[2]``, axis 2 of what a contraction in module ``fc1`` makes of a weight.
+Where the atom is only part of the axis (heads, one side of a concat), a check sum of the positions follows:
+``qkv>[2]@1c3f09aa``. An atom that lies under another has places of both together, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from graphprune.analysis import Analysis
 from graphprune.dims import Dim, atoms, holds, numbers, resolve
 from graphprune.signature import Layout
+
+INTEGERS = "_quantized"
+"""What ONNX Runtime's quantiser adds to the name of a weight that it makes integers of."""
 
 
 def places(analysis: Analysis) -> dict[str, list[Dim]]:
@@ -32,7 +35,9 @@ def places(analysis: Analysis) -> dict[str, list[Dim]]:
 def _axes(analysis: Analysis) -> Iterator[tuple[str, Dim]]:
     """Every axis that has a name elsewhere too; constants that an exporter may have merged have none."""
     facts = analysis.facts
-    layouts: list[tuple[str, Layout]] = [(name, layout) for name, reader, _, layout in analysis.uses if reader is None]
+    layouts: list[tuple[str, Layout]] = [
+        (name.removesuffix(INTEGERS), layout) for name, reader, _, layout in analysis.uses if reader is None
+    ]
     layouts += [
         (f"{node.scope}>", facts.layouts.get(node.outputs[0], ()))
         for node in dict.fromkeys(made.node for made in facts.contractions)

@@ -98,9 +98,9 @@ def numbers(quantised: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
     kinds = {np.dtype(np.int8): QuantType.QInt8, np.dtype(np.uint8): QuantType.QUInt8}
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     found: dict[str, list[dict[str, Any]]] = {}
-    for node in quantised.graph.node:
+    for node in (n for n in quantised.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")):
         name = node.input[0].removesuffix("_quantized").removesuffix("_QuantizeLinear_Input")
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and held[node.input[2]].dtype in kinds:
+        if held[node.input[2]].dtype in kinds:
             if node.op_type == "DequantizeLinear" and node.input[0] not in held:
                 continue
             scale, zero = (held[end] for end in node.input[1:3])

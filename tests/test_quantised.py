@@ -25,6 +25,7 @@ from graphprune.verify import TOLERANCE, Proof, difference
 from models import digits, quantised
 from models.transformers_zoo import build
 from tests.build import Net
+from tools.bench_quantised import both_orders, unlike
 from tools.onnx_zoo import Row, export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -104,21 +105,6 @@ def test_integers_are_cut_as_floats_are(name: str) -> None:
     assert again == CostModel(analysis)({dim: len(index) for dim, index in chosen.items()})
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_cutting_first_is_the_same(per_channel: bool) -> None:
-    """The float model cut and then quantised with the same scales computes what the quantised model cut does."""
-    model, analysis = loaded(quantised.static(prepared(), batches(), per_channel=per_channel))
-    floats, before = loaded(prepared())
-    cut, smaller = format_.apply(model, analysis, half(analysis)), format_.apply(floats, before, half(before))
-    scales = quantised.numbers(cut.inline())
-    again = quantised.static(smaller.inline(), batches(), per_channel=per_channel, numbers=scales)
-    images = digits.split()[2][:100]
-    outputs = [format_.run(format_.read(proto))({"image": images}) for proto in (again, cut.inline())]
-    assert difference(*outputs) == 0
-    other = format_.apply(model, analysis, half(analysis, seed=1))
-    assert difference(outputs[0], format_.run(other)({"image": images})) > 0.01, "any cut would have done"
-
-
 @pytest.mark.parametrize("name", MAKE)
 def test_scores_are_those_of_the_floats(name: str) -> None:
     """Scores look at what the integers stand for: they rank positions as the float model's scores do."""
@@ -166,7 +152,12 @@ def encoder() -> onnx.ModelProto:
 
 def words() -> list[dict[str, Any]]:
     """Inputs of the encoder."""
-    model = format_.read(encoder())
+    return noise(encoder())
+
+
+def noise(proto: onnx.ModelProto) -> list[dict[str, Any]]:
+    """Random inputs of a model."""
+    model = format_.read(proto)
     return [make_feeds(model.graph, model.proto, model.graph.example, seed) for seed in range(4)]
 
 
@@ -192,6 +183,35 @@ def test_an_encoder(name: str) -> None:
     assert kinds & {"head", "kv-group"}
     cost, whole = CostModel(analysis)({}), CostModel(loaded(encoder())[1])({})
     assert (cost.macs, abs(cost.params / whole.params - 1) < 0.01) == (whole.macs, True)
+
+
+@cache
+def resnet() -> onnx.ModelProto:
+    """The blocks that ResNet-50 has, in floats."""
+    module, inputs = build("resnet")
+    images = {name: value.float() for name, value in inputs.items()}
+    return quantised.prepared(export(Row("resnet"), module.float(), images))
+
+
+FLOATS: dict[str, Any] = {"digits": (prepared, batches), "bert": (encoder, words), "resnet": (resnet, None)}
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("name", FLOATS)
+def test_cutting_first_is_the_same(name: str, per_channel: bool) -> None:
+    """A plan for the quantised file fits the float model, which holds the same when quantised with the same scales."""
+    make, inputs = FLOATS[name]
+    floats, data = make(), inputs() if inputs else noise(make())
+    whole = quantised.static(floats, data, per_channel=per_channel)
+    after, first, cuts = both_orders(floats, whole, data, per_channel=per_channel)
+    assert cuts == len(loaded(floats)[1].prunable)
+    assert unlike(after, first) == []
+    assert quantised.kernels(after) == quantised.kernels(first) == quantised.kernels(whole)
+    outputs = [format_.run(format_.read(proto))(data[0]) for proto in (after, first)]
+    assert difference(*outputs) == 0
+    model, analysis = loaded(whole)
+    other = format_.apply(model, analysis, half(analysis, seed=1))
+    assert difference(outputs[0], format_.run(other)(data[0])) > 0.01, "any cut would have done"
 
 
 def jumps() -> onnx.ModelProto:

@@ -1,11 +1,12 @@
 """Quantised files cut: what is proved of them, and whether to cut before or after quantising. Writes docs/quantised.md.
 
 `python -m tools.bench_quantised` (about five minutes; MiniLM, Fashion-MNIST and the ResNet-20 are fetched or trained
-first).
+first), or only some of its tables: `--only scales`.
 """
 
+import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import graphprune
 from graphprune.analysis import analyse
 from graphprune.cost import CostModel
 from graphprune.formats import onnx as format_
-from graphprune.verify import Proof
+from graphprune.pipeline import Loaded, load
+from graphprune.plan import Plan
+from graphprune.verify import Proof, difference
 from models import quantised
 from models.tasks import SUBJECTS
+from tools.prove_real import HALF
 
 PAGE = Path("docs/quantised.md")
 FORM: Any = format_
@@ -37,12 +41,14 @@ SHARES = {"1.5x": 1 / 1.5, "2x": 0.5, "3x": 1 / 3}
 
 
 def main() -> None:
-    """Both tables, into the page."""
+    """The tables, into the page."""
+    parser = argparse.ArgumentParser(description="Cut quantised files.")
+    parser.add_argument("--only", nargs="*", default=list(TABLES), choices=list(TABLES), metavar="TABLE")
     text = PAGE.read_text()
-    for mark, rows in (("proofs", [*proofs()]), ("order", [*order()])):
+    for mark in parser.parse_args().only:
         before, _, rest = text.partition(f"<!-- {mark} -->\n")
         _, _, after = rest.partition("<!-- end -->")
-        text = f"{before}<!-- {mark} -->\n" + "\n".join(rows) + "\n<!-- end -->" + after
+        text = f"{before}<!-- {mark} -->\n" + "\n".join(TABLES[mark]()) + "\n<!-- end -->" + after
     PAGE.write_text(text)
 
 
@@ -87,6 +93,50 @@ def _proved(title: str, way: str, proto: onnx.ModelProto) -> str:
     return row
 
 
+def scales() -> Iterator[str]:
+    """A row a file: what a cut makes of it, beside the float model cut alike and quantised with the same scales."""
+    yield "| model | scales of weights | Dims cut | outputs differ by | stored tensors that differ | kernels |"
+    yield "|---|---|---|---|---|---|"
+    for title, floats, data, _ in subjects():
+        for per_channel in (False, True):
+            whole = quantised.static(floats, data, per_channel=per_channel)
+            after, first, cuts = both_orders(floats, whole, data, per_channel=per_channel)
+            outputs = [[format_.run(format_.read(proto))(feeds) for feeds in data] for proto in (after, first)]
+            error = max(difference(*pair) for pair in zip(*outputs, strict=True))
+            kernels = [quantised.kernels(proto) for proto in (whole, after, first)]
+            alike = "the same in all three" if kernels.count(kernels[0]) == 3 else f"OTHERS: {kernels[1:]}"
+            names = ", ".join(f"{number} {kind}" for kind, number in kernels[0].items())
+            count = f"{len(unlike(after, first))} of {len(after.graph.initializer)}"
+            how = "a channel" if per_channel else "a tensor"
+            row = f"| {title} | {how} | {cuts} | {error:.0e} | {count} | {names}; {alike} |"
+            print(row, flush=True)
+            yield row
+
+
+def both_orders(
+    floats: onnx.ModelProto, whole: onnx.ModelProto, data: Sequence[Any], *, per_channel: bool = False
+) -> tuple[onnx.ModelProto, onnx.ModelProto, int]:
+    """The quantised model cut in half, the float model cut by the same plan and then quantised with the scales that the
+    first has left, and the number of cuts.
+    """
+    loaded = load(whole)
+    plan = loaded.plan(HALF)
+    after, smaller = (_applied(each, plan) for each in (loaded, load(floats)))
+    numbers = quantised.numbers(after)
+    return after, quantised.static(smaller, data, per_channel=per_channel, numbers=numbers), len(plan.cuts)
+
+
+def unlike(a: onnx.ModelProto, b: onnx.ModelProto) -> list[str]:
+    """Names of stored tensors that are not the same to the last bit in both."""
+    x, y = ({t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer} for proto in (a, b))
+    return [name for name in sorted({*x, *y}) if name not in x or name not in y or not np.array_equal(x[name], y[name])]
+
+
+def _applied(loaded: Loaded, plan: Plan) -> onnx.ModelProto:
+    made: onnx.ModelProto = loaded.apply(plan, verify="none", latency=False).model
+    return made
+
+
 def order() -> Iterator[str]:
     """A row a budget: accuracy of both orders, scales a channel, with and without least squares."""
     yield "| model | MACs | floats | cut, then quantised | quantised, then cut | the same, no data: first | after |"
@@ -118,6 +168,8 @@ def _cut(proto: onnx.ModelProto, share: float, how: dict[str, Any]) -> onnx.Mode
 def _accuracy(name: str, proto: onnx.ModelProto) -> float:
     return SUBJECTS[name].measure(proto.SerializeToString())["accuracy"]
 
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {"proofs": proofs, "scales": scales, "order": order}
 
 if __name__ == "__main__":
     main()
