@@ -25,6 +25,18 @@ class GraphpruneError(Exception):
         return f"{self.what}\nWhat to do: {self.hint}" if self.hint else self.what
 
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters spelled out: a name in a file may hold what a terminal would obey.
+
+    >>> print(printable("weight \x1b[2J"))
+    weight \\x1b[2J
+    """
+    return text.translate(_CONTROL)
+
+
 class UsageError(GraphpruneError):
     """The request itself makes no sense: an unknown score, a ratio outside (0, 1], a pattern that matches nothing."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graphprune.analysis import Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, atoms
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, printable
 from graphprune.graph import Node
 
 if TYPE_CHECKING:
@@ -175,15 +175,18 @@ def network(analysis: Analysis) -> nx.Graph:
 
     graph = nx.Graph()
     for record in describe(analysis):
-        name = f"dim {record['name']}"
+        name = printable(f"dim {record['name']}")
         state = "prunable" if record["prunable"] else "frozen"
-        graph.add_node(name, type="dim", kind=record["kind"], size=record["size"], state=state, reason=record["reason"])
+        graph.add_node(
+            name, type="dim", kind=record["kind"], size=record["size"], state=state, reason=printable(record["reason"])
+        )
         axes: dict[str, list[int]] = {}
         for use in record["weights"]:
             axes.setdefault(use["weight"], []).append(use["axis"])
         for weight, where in axes.items():
-            graph.add_node(weight, type="weight", shape=str(list(analysis.graph.weights[weight].shape)))
-            graph.add_edge(name, weight, axes=", ".join(map(str, sorted(set(where)))))
+            shown = printable(weight)
+            graph.add_node(shown, type="weight", shape=str(list(analysis.graph.weights[weight].shape)))
+            graph.add_edge(name, shown, axes=", ".join(map(str, sorted(set(where)))))
     return graph
 
 

@@ -131,7 +131,8 @@ class Graph:
             seen.add(value)
             for node, i in self.consumers.get(value, ()):
                 if node.op == "gather" and i == 1:
-                    size = (self.shape(node.inputs[0]) or (0,))[node.attrs.get("axis", 0)]
+                    shape, axis = self.shape(node.inputs[0]) or (), node.attrs.get("axis", 0)
+                    size = shape[axis] if -len(shape) <= axis < len(shape) else 0
                     if isinstance(size, int) and size:
                         rows = min(rows, size) if rows else size
                 elif node.op in ("cast", "identity", "reshape", "unsqueeze", "squeeze", "slice") and i == 0:

@@ -18,7 +18,7 @@ from rich.text import Text
 from graphprune.analysis import DEFAULTS, Analysis
 from graphprune.cost import Cost, CostModel
 from graphprune.dims import Chosen, counts, size_after, touched
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, printable
 from graphprune.plan import Plan
 from graphprune.verify import Check
 
@@ -63,8 +63,8 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         tables = [_table(*section) for section in self._sections()]
-        lines = [Text(str(check), style="green" if check.passed else "bold red") for check in self.checks]
-        return Group(*tables, *lines, *(Text(note, style="yellow") for note in self._remarks()))
+        lines = [Text(printable(str(check)), style="green" if check.passed else "bold red") for check in self.checks]
+        return Group(*tables, *lines, *(Text(printable(note), style="yellow") for note in self._remarks()))
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=110)
@@ -137,7 +137,7 @@ class Report:
         lines: list[str] = []
         for level, (title, head, rows) in enumerate(self._sections()):
             lines += [f"{'#' if level == 0 else '##'} {title}", "", *_markdown(head, rows), ""]
-        lines += ["## Checks", "", *(f"- {check}" for check in self.checks), *(f"- {n}" for n in self._remarks()), ""]
+        lines += ["## Checks", "", *(f"- {_cell(line)}" for line in (*self.checks, *self._remarks())), ""]
         return "\n".join(lines)
 
 
@@ -156,7 +156,7 @@ def _table(title: str, head: Iterable[str], rows: Iterable[Iterable[Any]]) -> Ta
         right = column in ("before", "after", "left", "dims", "positions")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     return table
 
 
@@ -194,7 +194,7 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return printable(" ".join(str(value).split())).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:

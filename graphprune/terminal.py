@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from graphprune.errors import GraphpruneError, UsageError, WriteError
+from graphprune.errors import GraphpruneError, UsageError, WriteError, printable
 
 INTERRUPTED = 130
 err = Console(stderr=True, soft_wrap=True)
@@ -85,7 +85,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    err.print(Text(f"graphprune: {message}"))
+    err.print(Text(f"graphprune: {printable(message)}"))
     sys.exit(code)
 
 
@@ -134,7 +134,7 @@ def print_page(content: RenderableType) -> None:
 
 def print_line(text: str, style: str = "") -> None:
     """A line as it stands, however long."""
-    out.print(Text(text, style=style))
+    out.print(Text(printable(text), style=style))
 
 
 def print_json(data: Any) -> None:
@@ -148,7 +148,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], right: Iterable[str] = (), tit
     for column in rows[0] if rows else ():
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row.values()))
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell))) for cell in row.values()))
     print_page(table)
 
 

@@ -6,6 +6,7 @@ for every size that is only known when the model runs, tells which entries are c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,12 @@ def _whole(values: Floats) -> list[int]:
     if np.isnan(values).any():
         raise ValueError("unknown")
     return [int(v) for v in values.reshape(-1)]
+
+
+def _few(count: int) -> None:
+    """ValueError where there are more values than anybody looks at, whatever the file says of their shape."""
+    if count > _LIMIT**2:
+        raise ValueError("too many")
 
 
 def _axes(node: Node, args: list[Floats | None]) -> list[int]:
@@ -89,17 +96,21 @@ def _one_hot(node: Node, args: list[Floats | None]) -> Floats:
     if node.attrs.get("axis", -1) != -1:
         raise ValueError("unknown")
     places, depth, (off, on) = np.asarray(args[0]), _whole(np.asarray(args[1]))[0], np.asarray(args[2])
+    _few(places.size * depth)
     rows = np.arange(depth) == np.reshape(_whole(places), (*places.shape, 1)) % depth
     return np.asarray(np.where(rows, on, off), np.float64)
 
 
 def _fill(node: Node, args: list[Floats | None]) -> Floats:
     value = np.reshape(np.asarray(node.attrs.get("value", 0), np.float64), -1)[0]
-    return np.full(_whole(_first(args)), value)
+    sizes = _whole(_first(args))
+    _few(math.prod(sizes))
+    return np.full(sizes, value)
 
 
 def _range(node: Node, args: list[Floats | None]) -> Floats:
     start, stop, step = (_whole(np.asarray(v))[0] for v in args)
+    _few((stop - start) // step)
     return np.arange(start, stop, step, dtype=np.float64)
 
 
@@ -191,7 +202,7 @@ class Values:
             return None
         try:
             result = np.asarray(EVALUATE[node.op](node, [self._done[i] for i in node.inputs]), np.float64)
-        except (ValueError, TypeError, IndexError, KeyError):
+        except (ArithmeticError, LookupError, TypeError, ValueError):
             return None
         return self._as_stored(name, result)
 

@@ -191,21 +191,6 @@ def test_spelled_out_calls_compute_the_same() -> None:
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("depth", [2, 40])
-def test_functions_that_stand_for_too_much_stay_calls(depth: int) -> None:
-    """Each calls the one below it twice: 40 of them are worth more nodes than there is memory."""
-    model = calling()
-    del model.functions[:], model.graph.node[:]
-    for level in range(depth):
-        kind, domain = ("Tanh", "") if level == 0 else (f"F{level - 1}", "my")
-        inner = [helper.make_node(kind, [a], [b], domain=domain) for a, b in (("x", "t"), ("t", "y"))]
-        opsets = [helper.make_opsetid("", 18), helper.make_opsetid("my", 1)]
-        model.functions.append(helper.make_function("my", f"F{level}", ["x"], ["y"], inner, opsets))
-    model.graph.node.append(helper.make_node(f"F{depth - 1}", ["input_1"], [model.graph.output[0].name], domain="my"))
-    read = format_.read(model)
-    assert bool(read.proto.functions) == (depth == 40)
-
-
 # Weights that are inputs.
 
 

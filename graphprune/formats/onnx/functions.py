@@ -13,11 +13,12 @@ from graphlib import CycleError, TopologicalSorter
 import onnx
 from onnx import inliner
 
+from graphprune.errors import ReadError
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import bodies
 from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
 
-MOST = 200_000
+MOST = 50_000
 """Nodes that calls may stand for: functions that call functions can be worth more than memory holds."""
 
 Key = tuple[str, str, str]
@@ -26,10 +27,16 @@ Key = tuple[str, str, str]
 def spelled_out(model: OnnxModel) -> OnnxModel:
     """``model`` with the nodes that calls stand for in their place; the model as written goes along as ``written``.
 
-    Functions that call themselves, stand for too much, or are of another opset stay calls, of an op without a rule.
+    Functions of another opset stay calls, of an op without a rule. ReadError where functions call themselves, or calls
+    stand for too much: onnx and ONNX Runtime would go through all of it.
     """
-    if not model.proto.functions or not 0 < _worth(model.proto) <= MOST:
+    if not model.proto.functions:
         return model
+    if _worth(model.proto) > MOST:
+        raise ReadError(
+            f"the calls of local functions stand for more than {MOST:,} nodes",
+            hint="export the model again, without functions that call others over and over",
+        )
     written = copy_without_weights(model.proto)
     bare = copy_without_weights(model.proto)
     bare.graph.initializer.extend(tensors.without_data(tensor) for tensor in model.proto.graph.initializer)
@@ -57,16 +64,17 @@ def _key(domain: str, name: str, item: onnx.NodeProto | onnx.FunctionProto) -> K
 
 
 def _worth(proto: onnx.ModelProto) -> int:
-    """Nodes of all calls in the main graph, spelled out; 0 where a function calls itself."""
+    """Nodes of all calls in the main graph, spelled out; ReadError where a function calls itself."""
     calls = {_key(f.domain, f.name, f): Counter(_kinds(f.node)) for f in proto.functions}
     order = TopologicalSorter({key: inner.keys() & calls.keys() for key, inner in calls.items()})
     worth: dict[Key, int] = {}
     try:
         for key in order.static_order():
             worth[key] = sum(count * worth.get(kind, 1) for kind, count in calls[key].items())
-    except CycleError:
-        return 0
-    return sum(worth.get(kind, 1) for kind in _kinds(proto.graph.node)) or 1
+    except CycleError as error:
+        ring = " > ".join(name for _, name, _ in error.args[1])
+        raise ReadError(f"local functions call themselves: {ring}", hint="export the model again") from error
+    return sum(worth.get(kind, 1) for kind in _kinds(proto.graph.node))
 
 
 def _kinds(nodes: Iterable[onnx.NodeProto]) -> Iterator[Key]:

@@ -12,7 +12,7 @@ from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.runtime import first_line
-from graphprune.formats.onnx.shapes import skeleton
+from graphprune.formats.onnx.shapes import infer, skeleton
 from graphprune.graph import Array, Graph
 from graphprune.rules.control import taken
 from graphprune.rules.registry import Mask
@@ -27,7 +27,7 @@ def check(model: OnnxModel) -> None:
     """The onnx checker and strict shape inference; VerifyError with their words."""
     try:
         check_structure(model)
-        onnx.shape_inference.infer_shapes(skeleton(model), strict_mode=True, data_prop=True)
+        infer(skeleton(model), strict=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise VerifyError(f"the pruned model is not valid ONNX: {first_line(error)}") from error
 

@@ -12,12 +12,12 @@ from google.protobuf.message import DecodeError
 
 from graphprune.errors import ReadError
 from graphprune.formats.onnx import tensors
+from graphprune.formats.onnx.bodies import bodies
 from graphprune.formats.onnx.check import check_data, check_structure
 from graphprune.formats.onnx.functions import spelled_out
 from graphprune.formats.onnx.model import OnnxModel
 from graphprune.formats.onnx.names import STANDARD
 
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _FIRST_FIELD = b"\x08"
 """The tag of ir_version, with which every writer begins an ONNX file."""
 _OTHERS = (
@@ -35,6 +35,8 @@ _OTHERS = (
 )
 OLDEST_OPSET = 7
 """ONNX Runtime's own limit too."""
+DEEPEST = 24
+"""Bodies in bodies: what onnx adds to the innermost one, too, has to fit into the 100 levels that protobuf reads."""
 
 
 def read(source: str | Path | onnx.ModelProto) -> OnnxModel:
@@ -102,10 +104,22 @@ def _check(model: OnnxModel) -> None:
             )
     if not any(opset.domain in STANDARD for opset in model.proto.opset_import):
         raise ReadError("the model does not say which opset it uses", hint="export it again: opset_import is required")
-    for tensor in _inner_tensors(model.proto):
+    if (depth := _depth(model.proto)) > DEEPEST:
+        raise ReadError(
+            f"the bodies of its nodes lie {depth} deep in each other; {DEEPEST} are read at most",
+            hint="export it again: protobuf itself ends at about 30",
+        )
+    for node, attribute in _attributes(model.proto):
+        if attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31 and node.op_type != "Constant":
+            raise ReadError(
+                f"{attribute.name!r} of {node.op_type} {node.name!r} is {attribute.i}, which ops read as 32 bits",
+                hint="the file is damaged: export it again",
+            )
+    inner = list(_inner_tensors(model.proto))
+    for tensor in inner:
         if tensors.is_external(tensor):
             tensor.CopyFrom(tensors.from_array(tensors.to_array(tensor, model.folder), tensor))
-    check_data(model)
+    check_data([*model.proto.graph.initializer, *inner], model.folder)
     try:
         check_structure(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -128,15 +142,37 @@ def _cycle(graph: onnx.GraphProto) -> str:
     return ""
 
 
+def _depth(proto: onnx.ModelProto) -> int:
+    """How deep bodies lie inside bodies."""
+    level: list[Any] = [proto.graph, *proto.functions]
+    depth = 0
+    while level := [inner for body in level for node in body.node for inner in bodies(node)]:
+        depth += 1
+    return depth
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
+    """The main graph, functions, and all bodies inside them."""
+    todo: list[Any] = [proto.graph, *proto.functions]
+    while todo:
+        body = todo.pop()
+        yield body
+        todo += [inner for node in body.node for inner in bodies(node)]
+
+
+def _attributes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.AttributeProto]]:
+    """Every attribute, with its node."""
+    return ((node, attribute) for body in _graphs(proto) for node in body.node for attribute in node.attribute)
+
+
 def _inner_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Tensors that are no initialisers of the main graph: few and small, so that they are held in memory."""
-    bodies: list[Any] = [proto.graph, *proto.functions]
-    while bodies:
-        body = bodies.pop()
-        if body is not proto.graph and isinstance(body, onnx.GraphProto):
-            yield from body.initializer
-        if isinstance(body, onnx.GraphProto):
-            yield from (part for sparse in body.sparse_initializer for part in (sparse.values, sparse.indices))
-        for attribute in (attribute for node in body.node for attribute in node.attribute):
-            yield from (attribute.t, *attribute.tensors)
-            bodies += [attribute.g, *attribute.graphs] if attribute.type in _GRAPHS else []
+    holders = [attribute for _, attribute in _attributes(proto)]
+    holders += [attribute for function in proto.functions for attribute in function.attribute_proto]
+    graphs = [body for body in _graphs(proto) if isinstance(body, onnx.GraphProto)]
+    yield from (tensor for body in graphs if body is not proto.graph for tensor in body.initializer)
+    yield from (one for a in holders for one in (*([a.t] if a.HasField("t") else ()), *a.tensors))
+    sparse = [one for body in graphs for one in body.sparse_initializer]
+    sparse += [one for a in holders for one in a.sparse_tensors]
+    sparse += [a.sparse_tensor for a in holders if a.HasField("sparse_tensor")]
+    yield from (part for one in sparse for part in (one.values, one.indices))

@@ -127,16 +127,23 @@ def make_feeds(graph: Graph, proto: onnx.ModelProto, sizes: Mapping[str, int], s
         if info.name not in shapes:
             continue
         shape = [size if isinstance(size, int) else sizes[size] for size in shapes[info.name]]
+        mask = "mask" in info.name.lower()
+        high = 2 if mask else graph.picked(info.name) or 2
         dtype = np.dtype(dtype_name(info.type.tensor_type.elem_type))
-        if dtype.kind in "iu":
-            high = 2 if "mask" in info.name.lower() else graph.picked(info.name) or 2
-            low = 1 if "mask" in info.name.lower() else 0
-            feeds[info.name] = random.integers(low, max(high, low + 1), shape).astype(dtype)
-        elif dtype.kind == "b":
-            feeds[info.name] = np.ones(shape, dtype)
-        else:
-            feeds[info.name] = random.standard_normal(shape).astype(dtype)
+        try:
+            feeds[info.name] = _filled(random, shape, dtype, int(mask), high)
+        except (MemoryError, ValueError) as error:
+            raise VerifyError(
+                f"input {info.name!r} of shape {shape} does not fit into memory",
+                hint="give smaller inputs that it runs on, with --calib inputs.npz",
+            ) from error
     return feeds
+
+
+def _filled(random: np.random.Generator, shape: list[int], dtype: np.dtype[Any], low: int, high: int) -> Array:
+    if dtype.kind in "iu":
+        return random.integers(low, max(high, low + 1), shape).astype(dtype)
+    return np.ones(shape, dtype) if dtype.kind == "b" else random.standard_normal(shape).astype(dtype)
 
 
 def _styled(value: Array, amplitude: float, positive: bool) -> Array:

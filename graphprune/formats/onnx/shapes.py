@@ -17,6 +17,7 @@ from graphprune.graph import Shape
 
 _SMALL = 4096
 _SCALES = 16
+_LONGEST = 1 << 20
 _BATCHES = ((1, 2), (2, 3))
 _MOST = 4
 """Symbols up to which one is looked for that is the sum of two others."""
@@ -35,7 +36,7 @@ def skeleton(model: OnnxModel) -> onnx.ModelProto:
 def static_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, str]]:
     """Shapes and dtype names by value, as far as inference finds them; unknown sizes are symbols of their own."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        inferred = infer(proto)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = proto
     shapes: dict[str, Shape] = {}
@@ -50,6 +51,21 @@ def static_shapes(proto: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, s
             if read is not None:
                 shapes[name] = read
     return shapes, dtypes
+
+
+def infer(proto: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
+    """``proto`` with the shapes that onnx infers, by the values of integers where these are few.
+
+    onnx makes an object of each entry of a vector that is added to another, which may be declared to have 2^40 of them.
+    """
+    plain = onnx.shape_inference.infer_shapes(proto, strict_mode=strict)
+    infos = (
+        info for scope in scopes(plain) for info in (*scope.graph.input, *scope.graph.value_info, *scope.graph.output)
+    )
+    vectors = [shape[0] for shape in map(declared_shape, infos) if shape and len(shape) == 1]
+    if any(isinstance(size, int) and size > _LONGEST for size in vectors):
+        return plain
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
 
 
 def declared_shape(info: onnx.ValueInfoProto, name: str = "") -> Shape | None:

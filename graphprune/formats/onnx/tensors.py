@@ -67,13 +67,17 @@ def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
             hint="pass the path of the .onnx file instead of the loaded model",
         )
     path = folder / location
-    absent = not location or "\0" in location
-    if absent or Path(location).is_absolute() or folder.resolve() not in path.resolve().parents:
+    try:
+        inside = "\0" not in location and folder.resolve() in path.resolve().parents
+        there = inside and path.is_file()
+    except (OSError, RuntimeError):  # a name too long, a link to itself
+        inside = False
+    if not inside or Path(location).is_absolute():
         raise ReadError(
             f"weight {tensor.name!r} points outside the model's folder: {location!r}",
             hint="data files must lie in the model's own folder; where it is a link, copy both files (cp -L)",
         )
-    if not path.is_file():
+    if not there:
         raise ReadError(
             f"the external data file {location!r} of weight {tensor.name!r} is missing",
             hint=f"put {location!r} back beside the model, in {folder}",

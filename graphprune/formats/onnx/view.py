@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ast import literal_eval
+import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from graphprune.formats.onnx.probe import probe
 from graphprune.formats.onnx.shapes import skeleton, static_shapes
 from graphprune.graph import Array, Graph, Node, Shape, Value, Weight
 
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _DEFAULTS = 4
 """The version of the format since which a weight that is listed as an input is only its default; before, all were."""
 _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
@@ -92,12 +93,9 @@ def _gate(op: str, place: Place, attrs: dict[str, Any]) -> tuple[str, tuple[str,
 def _scope(node: onnx.NodeProto) -> str:
     """The module path that torch's exporters write: the newer one as metadata, the older one as the node's name."""
     written = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
-    try:
-        scopes = literal_eval(written) if written else []
-    except (ValueError, SyntaxError):
-        return ""
-    if isinstance(scopes, list) and len(scopes) > 1:
-        return str(scopes[-2])
+    scopes = ["".join(quoted) for quoted in _QUOTED.findall(str(written))]  # bytes where it is no text
+    if len(scopes) > 1:
+        return scopes[-2]
     path: list[str] = []
     for part in str(node.name).split("/")[1:-1]:  # bytes where a damaged file holds no text
         if path and part.startswith(f"{path[-1]}."):  # the entries of a list carry its name again
