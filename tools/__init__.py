@@ -11,5 +11,7 @@ same_dims        the Dims that two analyses have in common
 bench_onnxsim    side by side with another ONNX pruner, on the same files
 make_large       write a Llama-style file of several gigabytes
 bench_large      prune such a file: time and peak memory
+fuzz             spoilt files through everything: outcomes, and what is wrong of them
+mutate           the ways to spoil one; fuzz_reader, bytes into the reader, guided by coverage
 child            run a command, and see what it took
 """

@@ -58,7 +58,7 @@ from tools.mutate import BYTES, MUTATIONS, outside, spoil_bytes
 PROVED, WHOLE, REFUSED, RUNTIME, BUG = "proved", "nothing to cut", "clear error", "crash in a library", "BUG"
 OUTCOMES = (PROVED, WHOLE, REFUSED, RUNTIME, BUG)
 ZOO = (
-    "albert/fused bert/dynamo-20/qoperator bert/legacy-13/dynamic-int8 cache/llama convnext/dynamo-20/qoperator "
+    "albert/fused bert/dynamo-20/qoperator bert/legacy-13/dynamic-int8 convnext/dynamo-20/qoperator "
     "electra/fused fused/llama-cache gpt2/dynamo-20/int4 gpt2/dynamo-20/int4-qdq gpt2/fused llama/dynamo-20/int4 "
     "mamba/legacy-14 mobilenet_v2/dynamo-20/qoperator poolformer/legacy-13 qwen2_moe/legacy-13 real/digits "
     "real/silero_vad resnet/dynamo-20-float16 resnet/dynamo-20/qdq resnet/legacy-19-dynamic vit/dynamo-20/qdq-channel"

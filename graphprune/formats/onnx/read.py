@@ -16,7 +16,7 @@ from graphprune.formats.onnx.bodies import bodies
 from graphprune.formats.onnx.check import check_data, check_structure
 from graphprune.formats.onnx.functions import spelled_out
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.names import STANDARD
+from graphprune.formats.onnx.names import RUNTIME, STANDARD
 
 _FIRST_FIELD = b"\x08"
 """The tag of ir_version, with which every writer begins an ONNX file."""
@@ -110,7 +110,8 @@ def _check(model: OnnxModel) -> None:
             hint="export it again: protobuf itself ends at about 30",
         )
     for node, attribute in _attributes(model.proto):
-        if attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31 and node.op_type != "Constant":
+        known = node.domain in (*STANDARD, RUNTIME) and node.op_type != "Constant"
+        if known and attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31:
             raise ReadError(
                 f"{attribute.name!r} of {node.op_type} {node.name!r} is {attribute.i}, which ops read as 32 bits",
                 hint="the file is damaged: export it again",

@@ -58,14 +58,13 @@ def infer(proto: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
 
     onnx makes an object of each entry of a vector that is added to another, which may be declared to have 2^40 of them.
     """
-    plain = onnx.shape_inference.infer_shapes(proto, strict_mode=strict)
+    plain = onnx.shape_inference.infer_shapes(proto)
     infos = (
         info for scope in scopes(plain) for info in (*scope.graph.input, *scope.graph.value_info, *scope.graph.output)
     )
     vectors = [shape[0] for shape in map(declared_shape, infos) if shape and len(shape) == 1]
-    if any(isinstance(size, int) and size > _LONGEST for size in vectors):
-        return plain
-    return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
+    few = all(isinstance(size, str) or size <= _LONGEST for size in vectors)
+    return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=few)
 
 
 def declared_shape(info: onnx.ValueInfoProto, name: str = "") -> Shape | None:
