@@ -56,6 +56,8 @@ from tests.cases import CASES
 from tools.mutate import BYTES, MUTATIONS, outside, spoil_bytes
 
 PROVED, WHOLE, REFUSED, RUNTIME, BUG = "proved", "nothing to cut", "clear error", "crash in a library", "BUG"
+Work = Callable[[Path, Path], tuple[str, str]]
+"""What is done with the file at a path and a folder for outputs: the outcome, and words."""
 OUTCOMES = (PROVED, WHOLE, REFUSED, RUNTIME, BUG)
 ZOO = (
     "albert/fused bert/dynamo-20/qoperator bert/legacy-13/dynamic-int8 convnext/dynamo-20/qoperator "
@@ -213,8 +215,8 @@ def unlike(loaded: graphprune.pipeline.Loaded, result: graphprune.Result, path: 
 class Arena:
     """The folder in which cases run, one after the other: in/ and out/ and tmp/ of a case, and what lies outside it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, seconds: int) -> None:
+        self.root, self.seconds = root, seconds
         self.case = root / "case"
         (root / "secret.bin").write_bytes(SECRET)
 
@@ -241,14 +243,14 @@ class Arena:
         others = {path.name for path in self.root.iterdir()} - {"case", "secret.bin"}
         return ", ".join(sorted(found - inside) + spoilt + sorted(others))
 
-    def run(
-        self, case: Case, chosen: Seed, dice: str, other: bytes, work: Callable[[Path, Path], tuple[str, str]]
-    ) -> Case:
+    def run(self, case: Case, chosen: Seed, dice: str, other: bytes, work: Work) -> Case:
         """``case`` with its outcome, in a child of this process."""
         self.clear(chosen.beside)
         child = os.fork()
         if not child:
-            _child(self.case, case, chosen, dice, other, work)
+            with (self.case / "trace").open("w") as trace:
+                _limit(trace, self.seconds)
+                _child(self.case, trace, case, chosen, dice, other, work)
         _, status, usage = os.wait4(child, 0)
         made, trace = self.case / "made.json", (self.case / "trace").read_text(errors="replace")
         record: dict[str, Any] = json.loads(made.read_text()) if made.exists() else {}
@@ -269,13 +271,9 @@ def _crash(code: int, trace: str) -> dict[str, Any]:
     return {"outcome": RUNTIME if library else BUG, "words": words, "where": where}
 
 
-def _child(
-    folder: Path, case: Case, chosen: Seed, dice: str, other: bytes, work: Callable[[Path, Path], tuple[str, str]]
-) -> None:
-    """Runs one case with its limits, writes what came of it to made.json, and ends this process."""
+def _child(folder: Path, trace: Any, case: Case, chosen: Seed, dice: str, other: bytes, work: Work) -> None:
+    """Runs one case, writes what came of it to made.json, and ends this process."""
     try:
-        trace = (folder / "trace").open("w")
-        _limit(trace)
         data, done = spoil(chosen, case.mutations, dice, other)
         path = folder / "in" / "model.onnx"
         path.write_bytes(data)
@@ -291,18 +289,18 @@ def _child(
         os._exit(0)
 
 
-def _limit(trace: Any) -> None:
+def _limit(trace: Any, seconds: int) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, DISK))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable(trace)
     faulthandler.register(signal.SIGXCPU, trace, chain=True)
-    faulthandler.dump_traceback_later(20 * SECONDS, exit=True, file=trace)
+    faulthandler.dump_traceback_later(20 * seconds, exit=True, file=trace)
     warnings.simplefilter("ignore")
 
 
@@ -330,9 +328,7 @@ def _outside(data: bytes) -> bool:
         return False
 
 
-def _outcome(
-    path: Path, out: Path, work: Callable[[Path, Path], tuple[str, str]], escapes: bool, denied: list[str], trace: Any
-) -> dict[str, str]:
+def _outcome(path: Path, out: Path, work: Work, escapes: bool, denied: list[str], trace: Any) -> dict[str, str]:
     where = ""
     try:
         outcome, words = work(path, out)
@@ -373,10 +369,11 @@ class Fuzzer:
         seed: int,
         groups: Sequence[Sequence[Seed]],
         root: Path,
-        work: Callable[[Path, Path], tuple[str, str]] = use,
+        work: Work = use,
+        seconds: int = SECONDS,
     ) -> None:
         self.seed, self.groups, self.work = seed, groups, work
-        self.arena = Arena(root)
+        self.arena = Arena(root, seconds)
 
     def case(self, number: int, mutations: Sequence[str] = ()) -> Case:
         """Case ``number``, or what comes of some of its ``mutations`` alone ("" in the place of the others)."""
