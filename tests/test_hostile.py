@@ -269,6 +269,19 @@ def test_data_outside_the_folder(where: str, location: str, tmp_path: Path) -> N
         graphprune.load(path)
 
 
+@pytest.mark.parametrize("key", [b"location", b"offset", b"length"])
+def test_entries_that_are_no_text(key: bytes, tmp_path: Path) -> None:
+    """protobuf gives them as bytes."""
+    tensor = outside(numpy_helper.from_array(np.ones(16, np.float32), "w"), "model.onnx")
+    for name in ("offset", "length"):
+        tensor.external_data.add(key=name, value="????")
+    path = saved(holding("weight", tensor), tmp_path)
+    data, spoilt = path.read_bytes(), b"model.onnx" if key == b"location" else b"????"
+    path.write_bytes(data.replace(spoilt, b"\xff" * len(spoilt)))
+    with pytest.raises(ReadError, match=r"is missing|bytes by its sizes"):
+        graphprune.load(path)
+
+
 @pytest.mark.parametrize("name", ["small.onnx", "small.onnx.data"])
 def test_links_in_the_place_of_outputs_are_replaced(name: str, tmp_path: Path) -> None:
     """And what they lead to stays as it is."""

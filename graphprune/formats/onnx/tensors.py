@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,14 @@ def elsewhere(tensor: onnx.TensorProto, location: str) -> onnx.TensorProto:
     return bare
 
 
+def _entries(tensor: onnx.TensorProto) -> dict[str, str]:
+    """Where the data are said to lie; protobuf gives bytes where a text is none."""
+    return {os.fsdecode(entry.key): os.fsdecode(entry.value) for entry in tensor.external_data}
+
+
 def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
     """The file beside the model that holds ``tensor``; refuses anything outside the model's folder."""
-    location: str = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+    location = _entries(tensor).get("location", "")
     if folder is None:
         raise ReadError(
             f"weight {tensor.name!r} lies in the external file {location!r}, and the model was given without a path",
@@ -88,7 +94,7 @@ def data_file(tensor: onnx.TensorProto, folder: Path | None) -> Path:
 def check_external(tensor: onnx.TensorProto, folder: Path | None) -> None:
     """ReadError where the data of ``tensor`` are not all there."""
     path, wanted = data_file(tensor, folder), nbytes(tensor)
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = _entries(tensor)
     offset, length = (entries.get(key, default) for key, default in (("offset", "0"), ("length", str(wanted))))
     if not (offset.isdecimal() and length == str(wanted)):
         raise ReadError(
