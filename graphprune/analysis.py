@@ -245,7 +245,15 @@ def _state(op: Op) -> None:
     """Let the rule speak; a node that does not fit its rule freezes whole."""
     try:
         RULES[op.node.op].apply(op)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
         op.freeze_all(f"{op.node.kind} does not fit its rule ({error})")
     op.finish()
 

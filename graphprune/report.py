@@ -194,7 +194,7 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return printable(" ".join(str(value).split())).replace("|", "\\|").replace("<", "&lt;")
+    return printable(" ".join(str(value).split())).replace("|", "\\|")
 
 
 def _resized(analysis: Analysis, chosen: Chosen) -> Iterator[str]:
