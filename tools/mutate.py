@@ -402,8 +402,10 @@ def attributes(proto: onnx.ModelProto, dice: Random) -> str:
         return f"{node.op_type} says {name}"
     name = attribute.name
     if way == "gone":
-        node = next(n for n in _all(proto, NodeProto) if any(a is attribute or a == attribute for a in n.attribute))
-        node.attribute.remove(attribute)
+        holders = [n for n in _all(proto, NodeProto) if attribute in n.attribute]
+        if not holders:
+            return ""
+        holders[0].attribute.remove(attribute)
     elif way == "type":
         attribute.type = dice.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11))
     elif way == "text":
