@@ -252,11 +252,11 @@ class Arena:
                 _limit(trace, self.seconds)
                 _child(self.case, trace, case, chosen, dice, other, work)
         _, status, usage = os.wait4(child, 0)
-        made, trace = self.case / "made.json", (self.case / "trace").read_text(errors="replace")
+        made, seen = self.case / "made.json", (self.case / "trace").read_text(errors="replace")
         record: dict[str, Any] = json.loads(made.read_text()) if made.exists() else {}
         ended = replace(case, peak=usage.ru_maxrss >> 10, **record)
         if not ended.outcome:
-            ended = replace(ended, **_crash(os.waitstatus_to_exitcode(status), trace))
+            ended = replace(ended, **_crash(os.waitstatus_to_exitcode(status), seen))
         if strange := self.strange(chosen.beside):
             ended = replace(ended, outcome=BUG, words=f"files where none should be: {strange}"[:200])
         return ended

@@ -52,7 +52,7 @@ def mutate(data: bytes, longest: int, seed: int) -> bytes:
         try:
             proto = onnx.load_model_from_string(bytes(data))
             MUTATIONS[dice.choice(list(MUTATIONS))](proto, dice)
-            made = proto.SerializeToString()
+            made = bytes(proto.SerializeToString())
         except (DecodeError, IndexError, ValueError):
             made = b""
         if 0 < len(made) <= longest:
