@@ -117,7 +117,7 @@ def _arrange(op: Op, dim: Dim, indices: Sequence[Dim]) -> bool:
 
 
 def _pick(op: Op, dim: Dim, at: int, depth: int, i: int = 1) -> None:
-    """Entry ``at`` of index ``i`` says which position of ``dim`` is taken: a term of a sum if the index is one tuple."""
+    """Entry ``at`` of input ``i`` says which position of ``dim`` is taken: a term of a sum if it is one tuple."""
     index = op.known(i)
     if depth == 1 and looks_up(op, dim, i):
         return
