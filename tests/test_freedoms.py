@@ -478,7 +478,7 @@ WRONG: list[tuple[str, Build, Any, str, Any]] = [
     ("order forgotten", EXAMPLES[3][1], indexing, "arranged", not_turned),
     ("old numbers", EXAMPLES[3][1], Op, "names", lambda *_: None),
     ("a table of its own", dispatch, indexing, "looks_up", untied),
-    ("numbers that count", experts_that_are_compared, analysis_, "only_looked_up", lambda *_: True),
+    ("numbers that count", experts_that_are_told, analysis_, "only_looked_up", lambda *_: True),
     ("every kernel a point", one_way, convolution, "_is_point", lambda *_: True),
 ]
 
