@@ -15,6 +15,8 @@ from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen, product
 from graphprune.graph import Array, Graph, Node, Shape, Weight
 from graphprune.nesting import nest
 from graphprune.rules import FROZEN, RULES, Facts, Op
+from graphprune.rules.positions import only_looked_up
+from graphprune.rules.registry import FOUND
 from graphprune.signature import Layout
 from graphprune.values import Values
 
@@ -149,6 +151,7 @@ def analyse(graph: Graph) -> Analysis:
             facts.constant |= set(node.outputs)
         _apply(node, facts, known, shared)
     _freeze_uneven(facts)
+    _freeze_found(facts)
     _freeze_ends(facts)
     _freeze_unwritable(facts)
     analysis = Analysis(graph, facts)
@@ -195,6 +198,14 @@ def _freeze_uneven(facts: Facts) -> None:
         for atom in atoms(dim):
             if atom.size is None or atom.size % step:
                 freeze(atom, Reason(f"it is a part of an axis that is cut in multiples of {step}", node))
+
+
+def _freeze_found(facts: Facts) -> None:
+    """Where positions that a node has found do more than to look up entries, what they are counted over stays whole."""
+    for index, dim in facts.found.items():
+        node = facts.graph.nodes[index]
+        if not only_looked_up(facts, node):
+            freeze(dim, Reason(FOUND, node.label))
 
 
 def _freeze_unwritable(facts: Facts) -> None:

@@ -14,8 +14,9 @@ def ops() -> list[dict[str, str]]:
 
     Of ONNX Runtime's own domain those that are ruled or frozen on purpose.
     """
-    known = sorted(name.removeprefix(f"{RUNTIME}.") for name in {**RULES, **FROZEN} if name.startswith(f"{RUNTIME}."))
-    fused = [(RUNTIME, "".join(map(str.capitalize, name.split("_"))), f"{RUNTIME}.{name}") for name in known]
+    known = sorted(name for name in {**RULES, **FROZEN} if name.startswith(f"{RUNTIME}."))
+    split = ((name.rpartition("."), name) for name in known)
+    fused = [(domain, "".join(map(str.capitalize, op.split("_"))), name) for (domain, _, op), name in split]
     return [_row(*entry) for entry in (*formats.of("any.onnx").vocabulary(), *fused)]
 
 

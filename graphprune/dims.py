@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -258,16 +259,17 @@ def _align_sums(a: Dim, b: Dim, node: str) -> None:
 
 
 def _align_mixed(prod: Dim, total: Dim, node: str) -> None:
-    """A product tied to a sum: the outer factor becomes a sum, and each term a product over the same inner factors."""
+    """A product tied to a sum: the outer factor becomes a sum, and each term a product over the same inner factors.
+
+    A break inside one position of the outer factor is a break inside the inner factors, and so at every position.
+    """
     outer, *inner = prod.parts
     stride = math.prod(map(_size, inner))
-    if any(_size(term) % stride for term in total.parts):
-        _give_up(prod, total, node)
-        return
-    counts = [Dim(_size(term) // stride) for term in total.parts]
-    tie(outer, sum_(*counts), node)
-    for term, count in zip(total.parts, counts, strict=True):
-        tie(term, product(count, *inner), node)
+    ends = list(accumulate(map(_size, total.parts)))
+    marks = sorted({0, *(end // stride for end in ends), *(-(-end // stride) for end in ends)})
+    runs = [Dim(after - before) for before, after in pairwise(marks)]
+    tie(outer, sum_(*runs), node)
+    tie(total, sum_(*(product(run, *inner) for run in runs)), node)
 
 
 def _split(dim: Dim, at: int) -> tuple[Dim, Dim] | None:

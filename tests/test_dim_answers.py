@@ -79,11 +79,28 @@ def test_what_does_not_reconcile_stays_whole_and_the_rest_does_not() -> None:
     assert take(a, {five: np.array([0, 4])}).tolist() == take(b, {five: np.array([0, 4])}).tolist()
 
 
-def test_a_break_inside_a_head_stays_whole() -> None:
-    a, b = product(Dim(3), Dim(4)), sum_(Dim(6), Dim(6))
+def test_a_break_inside_a_head_is_one_inside_all_of_them() -> None:
+    """Five heads of 4 are 10 and 10 positions: the middle one belongs to both, so each has two halves."""
+    heads, width, left, right = Dim(5), Dim(4), Dim(10), Dim(10)
+    tie(product(heads, width), sum_(left, right))
+    assert str(heads) == "(2+1+2)"
+    assert str(width) == "(2+2)"
+    assert str(left) == "((2·(2+2))+2)"
+    assert str(right) == "(2+(2·(2+2)))"
+    first, _, last = atoms(heads)
+    lower, upper = atoms(width)
+    chosen = {first: np.array([1]), last: np.array([0]), lower: np.array([0]), upper: np.array([0, 1])}
+    assert take(product(heads, width), chosen).tolist() == [4, 6, 7, 8, 10, 11, 12, 14, 15]
+    assert take(left, chosen).tolist() == [4, 6, 7, 8]
+    assert (take(right, chosen) + 10).tolist() == [10, 11, 12, 14, 15]
+
+
+def test_a_break_inside_a_head_of_two_factors_stays_whole() -> None:
+    """The halves of (2·3) are no factors of it."""
+    a, b = product(Dim(3), product(Dim(2), Dim(3))), sum_(Dim(8), Dim(10))
     tie(a, b)
-    assert is_frozen(a)
-    assert is_frozen(b)
+    assert is_frozen(list(atoms(a))[-1])
+    assert take(a, {}).tolist() == take(b, {}).tolist()
 
 
 def test_different_sizes_freeze_both() -> None:

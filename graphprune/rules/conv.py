@@ -5,24 +5,44 @@ from __future__ import annotations
 import math
 
 from graphprune.dims import Dim
-from graphprune.rules.registry import CHANNEL, Op, rule
+from graphprune.rules.registry import CHANNEL, PLACE, Op, rule
 
-rule(
-    "conv",
-    text="b (g i) *x, (g o) i *k, (g o) -> b (g o) *y",
-    sizes={"g": "group"},
-    macs="b g o i k y",
-    o=CHANNEL,
-    g=CHANNEL,
-)
-rule(
-    "com.microsoft.fused_conv",
-    text="b (g i) *x, (g o) i *k, (g o), b (g o) *y -> b (g o) *y",
-    sizes={"g": "group"},
-    macs="b g o i k y",
-    o=CHANNEL,
-    g=CHANNEL,
-)
+SLIDES = "a kernel slides over its positions, so their order counts"
+
+
+@rule("conv")
+def conv(op: Op) -> None:
+    """ "b (g i) *x, (g o) i *k, (g o) -> b (g o) *y"; an axis of space on which the kernel is a point passes through"""
+    _convolve(op, "b (g i) {0}, (g o) i {1}, (g o) -> b (g o) {0}")
+
+
+@rule("com.microsoft.fused_conv")
+def fused_conv(op: Op) -> None:
+    """ "b (g i) *x, (g o) i *k, (g o), b (g o) *y -> b (g o) *y"; a point as in Conv"""
+    _convolve(op, "b (g i) {0}, (g o) i {1}, (g o), b (g o) {0} -> b (g o) {0}")
+
+
+def _convolve(op: Op, text: str) -> None:
+    """The axis text ``text`` with a letter for each axis of space on which nothing but the same place is looked at."""
+    space = range(len(op.ins[1] or ()) - 2)
+    names = {i: "stuvw"[i] for i in space[:5] if _is_point(op, i)}
+    over = math.prod(op.extent(False, 1, 2 + i) for i in space)
+    over *= math.prod(op.extent(True, 0, 2 + i) for i in space if i not in names)
+    places = " ".join(names.get(i, "_") for i in space)
+    macs = f"{over} b g o i {' '.join(names.values())}"
+    letters = op.axes(text.format(places, "_ " * len(space)), sizes={"g": "group"}, macs=macs, why=SLIDES)
+    for letter, dim in letters.items():
+        if letter in "og" or letter in names.values():
+            op.role(dim, CHANNEL if letter in "og" else PLACE)
+
+
+def _is_point(op: Op, i: int) -> bool:
+    """Whether the kernel is of size 1 on axis ``i`` of space, and moves from each place to the next."""
+    pads, size = op.attr("pads", ()), op.attr("auto_pad", "NOTSET")
+    still = (op.ins[1] or ())[2 + i].size == 1 and [*op.attr("strides", ())][i : i + 1] in ([], [1])
+    return still and size in ("NOTSET", "VALID", "valid") and not any(pads[i :: max(1, len(pads) // 2)])
+
+
 rule(
     "conv_transpose",
     text="b (g i) *x, (g i) o *k, (g o) -> b (g o) *y",

@@ -34,6 +34,11 @@ frozen(
     *"com.microsoft.mul_integer com.microsoft.q_linear_reduce_mean com.microsoft.reduce_sum_integer".split(),
 )
 frozen(
+    "ONNX Runtime has laid its channels out in blocks for this machine (ORT_ENABLE_ALL): prune the file it was made of",
+    *(f"com.microsoft.nchwc.{op}" for op in "average_pool conv global_average_pool global_max_pool max_pool".split()),
+    *(f"com.microsoft.nchwc.{op}" for op in "reorder_input reorder_output upsample".split()),
+)
+frozen(
     "its four-bit numbers are no integers, and lie in one row",
     "com.microsoft.mat_mul_bnb4",
     "com.microsoft.mat_mul_fp_q4",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from graphprune.dims import Dim, product, sum_
-from graphprune.rules.registry import Op, rule
+from graphprune.rules.positions import arranged, looks_up
+from graphprune.rules.registry import FOUND, Op, rule
 from graphprune.rules.shape import ORDERED, parameters
+
+PICKED = "its positions are picked by an index"
+TABLE = "it is a table, and the data say which of its entries are read"
 
 
 @rule("slice")
@@ -82,34 +85,52 @@ def _stride_slots(op: Op, dim: Dim, out: Dim, i: int, start: int, end: int | Non
 
 @rule("gather")
 def gather(op: Op) -> None:
-    """ "a.. c z.., i.. -> a.. i.. z..": c is indexed and stays whole, unless one constant position or all are taken"""
+    """ "a.. c z.., i.. -> a.. i.. z..": c is in the order of a constant index, or has an entry for each TopK result"""
     rank = len(op.x)
     axis = op.attr("axis", 0) % max(1, rank)
     indices = op.ins[1] or ()
     op.tie_same(op.x[:axis], op.y[:axis])
     op.tie_same(indices, op.y[axis : axis + len(indices)])
     op.tie_same(op.x[axis + 1 :], op.y[axis + len(indices) :])
-    if op.facts.graph.merged and _counts(op.known(1), op.x[axis].size):
-        op.tie(op.x[axis], product(*indices))
-        op.count(1)
-    else:
-        _pick(op, op.x[axis], op.known(1), 0, 1)
+    if not _arrange(op, op.x[axis], indices):
+        _pick(op, op.x[axis], 0, 1)
 
 
-def _counts(index: npt.NDArray[np.float64] | None, size: int | None) -> bool:
-    """Whether an index goes through all positions in order, which only reshapes them."""
-    return index is not None and index.size == size and bool((index.reshape(-1) == np.arange(index.size)).all())
+def _arrange(op: Op, dim: Dim, indices: Sequence[Dim]) -> bool:
+    """Whether a constant index of several numbers takes positions of ``dim`` in an order, which its own axes then have.
+
+    Only files are given other numbers.
+    """
+    index, size = op.known(1), dim.size
+    if index is None or index.size < 2 or not size or np.isnan(index).any() or not op.facts.graph.merged:
+        return False
+    positions = index.astype(np.int64) % size
+    found = arranged(op, positions.reshape(-1), size)
+    if found is None:
+        return False
+    whole, taken = found
+    op.tie(dim, whole)
+    op.tie(product(*indices), taken)
+    op.speak_of(dim, *indices)
+    op.names(1, dim, positions)
+    return True
 
 
-def _pick(op: Op, dim: Dim, index: npt.NDArray[np.float64] | None, at: int, depth: int) -> None:
-    """Entry ``at`` of an index says which position of ``dim`` is taken: a term of a sum if ``index`` is one tuple."""
-    if index is None or not dim.size or index.size != depth or np.isnan(index).any():
-        op.freeze(dim, "its positions are picked by an index")
+def _pick(op: Op, dim: Dim, at: int, depth: int, i: int = 1) -> None:
+    """Entry ``at`` of input ``i`` says which position of ``dim`` is taken: a term of a sum if it is one tuple."""
+    index = op.known(i)
+    if depth == 1 and looks_up(op, dim, i):
         return
-    count = int(index.reshape(-1)[at]) % dim.size
-    before, one, after = Dim(count), Dim(1), Dim(dim.size - count - 1)
-    op.tie(dim, sum_(*(part for part in (before, one, after) if part.size)))
-    op.slot(1, at, before, watch=dim)
+    if index is None or np.isnan(index).any():
+        table = op.node.inputs[0] in op.facts.constant
+        op.freeze(dim, TABLE if table else PICKED)
+    elif not dim.size or index.size != depth:
+        op.freeze(dim, PICKED)
+    else:
+        count = int(index.reshape(-1)[at]) % dim.size
+        before, one, after = Dim(count), Dim(1), Dim(dim.size - count - 1)
+        op.tie(dim, sum_(*(part for part in (before, one, after) if part.size)))
+        op.slot(i, at, before, watch=dim)
 
 
 @rule("gather_elements")
@@ -121,9 +142,15 @@ def gather_elements(op: Op) -> None:
         if i != axis and dim.size == out.size:
             op.tie(dim, out)
         else:
-            op.freeze(dim, "its positions are picked by an index")
+            _pick_along(op, dim, i == axis)
         if i != axis and dim.size != out.size:
             op.freeze(out, "it goes along an axis that is longer, position by position")
+
+
+def _pick_along(op: Op, dim: Dim, along: bool) -> None:
+    """An axis whose positions are named one by one, if it goes ``along`` it, or that is longer than the index."""
+    if not along or not looks_up(op, dim, 1):
+        op.freeze(dim, PICKED)
 
 
 @rule("gather_nd")
@@ -137,8 +164,9 @@ def gather_nd(op: Op) -> None:
     op.tie_same(indices[:-1], op.y[: len(indices) - 1])
     op.freeze(indices[-1], "it holds coordinates")
     op.tie_same(op.x[:batch], op.y[:batch])
-    for i, dim in enumerate(op.x[batch : batch + depth]):
-        _pick(op, dim, op.known(1), i, depth)
+    if depth != 1 or batch or not _arrange(op, op.x[0], indices):
+        for i, dim in enumerate(op.x[batch : batch + depth]):
+            _pick(op, dim, i, depth)
     op.tie_same(op.x[batch + depth :], op.y[len(indices) - 1 :])
 
 
@@ -153,8 +181,8 @@ def scatter_elements(op: Op) -> None:
         if i != axis and dim.size == index.size:
             op.tie(dim, index)
         else:
-            op.freeze(dim, "its positions are picked by an index")
-            op.freeze(index, "its positions are picked by an index")
+            op.freeze(index, PICKED)
+            _pick_along(op, dim, i == axis)
 
 
 @rule("scatter_nd")
@@ -169,7 +197,7 @@ def scatter_nd(op: Op) -> None:
     op.freeze(indices[-1], "it holds coordinates")
     op.tie_same(indices[:-1], updates[: len(indices) - 1])
     for dim in op.x[:depth]:
-        op.freeze(dim, "its positions are picked by an index")
+        op.freeze(dim, PICKED)
     op.tie_same(op.x[depth:], updates[len(indices) - 1 :])
 
 
@@ -202,12 +230,16 @@ def cumulative(op: Op) -> None:
 
 @rule("top_k")
 def top_k(op: Op) -> None:
-    """ "... _ ... -> ... _ ...": positions along `axis` are the result"""
-    for layout in op.outs:
-        axis = op.attr("axis", -1) % max(1, len(op.x))
-        op.tie_same(op.x, layout or op.x, leave=[axis])
-        for dim in (op.x[axis], (layout or op.x)[axis]):
-            op.freeze(dim, "its positions are the result")
+    """ "... c ... -> ... _ ...": computed over c, if all that is done with positions is to look up entries"""
+    axis, count = op.attr("axis", -1) % max(1, len(op.x)), op.param("k", 1)
+    for layout in filter(None, op.outs):
+        op.tie_same(op.x, layout, leave=[axis])
+        op.freeze(layout[axis], FOUND)
+    if count:
+        op.finds(op.x[axis])
+        op.least(op.x[axis], count[0])
+    else:
+        op.freeze(op.x[axis], FOUND)
 
 
 @rule("reverse_sequence")

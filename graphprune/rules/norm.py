@@ -138,11 +138,11 @@ def reduce(op: Op) -> None:
 
 @rule("arg_max", "arg_min")
 def arg(op: Op) -> None:
-    """ "... _ -> ... 1": the result is a position, so the axis stays whole"""
+    """ "... c -> ... 1": the result is a position, computed over c if all that is done with it is to look up entries"""
     rank = len(op.x)
     axis = op.attr("axis", 0) % max(1, rank)
     kept = [i for i in range(rank) if i != axis]
     out = [op.y[i] for i in kept] if op.attr("keepdims", 1) else list(op.y)
     for i, dim in zip(kept, out, strict=True):
         op.tie(op.x[i], dim)
-    op.freeze(op.x[axis], "its positions are the result")
+    op.finds(op.x[axis])

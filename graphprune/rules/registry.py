@@ -22,6 +22,7 @@ from graphprune.integers import dequantise, quantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
 
 CHANNEL, MLP, HEAD, HEAD_SIZE, HIDDEN, STATE = "channel", "mlp", "head", "head-size", "hidden", "state"
+FOUND = "its positions are the result"
 PLACE = "place"
 """Positions in space or in a kernel: never cut, never shown."""
 
@@ -81,12 +82,17 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Count:
-    """Input ``input`` is a constant that counts 0, 1, 2 and so on over ``layout``: a cut counts anew."""
+class Index:
+    """Input ``input`` is a constant that names ``positions`` of ``dim``, over ``layout``: a cut numbers them anew.
+
+    What is named is the same Dim as where it is named, so that how many stay of each atom tells all the numbers.
+    """
 
     node: Node
     input: int
     layout: Layout
+    dim: Dim
+    positions: Array
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,18 @@ class Meaning:
 
 @dataclass
 class Facts:
-    """Everything the rules said about a graph. ``mixed``: what nodes compute over, sums and all else."""
+    """Everything the rules said about a graph. ``mixed``: what nodes compute over, sums and all else.
+
+    ``found`` is the Dim that a node (by index) names positions of, ``looked_up`` inputs (of nodes) that such numbers
+    reach, where they are known to pick entries of the same Dim.
+    """
 
     graph: Graph
     layouts: dict[str, Layout] = field(default_factory=dict)
     private: dict[tuple[int, int], Layout] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
-    counts: list[Count] = field(default_factory=list)
+    indices: list[Index] = field(default_factory=list)
     shapes: list[tuple[Node, tuple[Dim, ...]]] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     masks: list[Mask] = field(default_factory=list)
@@ -134,6 +144,8 @@ class Facts:
     meanings: dict[str, Meaning] = field(default_factory=dict)
     decoded: dict[str, str] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
+    found: dict[int, Dim] = field(default_factory=dict)
+    looked_up: set[tuple[int, int]] = field(default_factory=set)
     repeats: dict[Body, int] = field(default_factory=dict)
     never: set[Body] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
@@ -253,9 +265,14 @@ class Op:
         """The attribute ``attr`` is absent and its default follows ``watch``: a cut writes the old ``value`` out."""
         self.facts.pins.append(Pin(self.node, attr, value, watch))
 
-    def count(self, i: int) -> None:
-        """Input ``i`` counts positions, in order, over its axes."""
-        self.facts.counts.append(Count(self.node, i, self.ins[i] or ()))
+    def finds(self, dim: Dim) -> None:
+        """Numbers that come out name positions of ``dim``; fewer of them are others, and it stays where these count."""
+        self.inexact(dim, f"{self.node.kind} is computed over it")
+        self.facts.found[self.node.index] = dim
+
+    def names(self, i: int, dim: Dim, positions: Array) -> None:
+        """Input ``i`` names ``positions`` of ``dim``."""
+        self.facts.indices.append(Index(self.node, i, self.ins[i] or (), dim, positions))
 
     def place(self, name: str, i: int, inputs_since: int) -> str | int:
         """Where a parameter lives: the attribute where it is one, or would be one in this opset; else the input."""

@@ -7,7 +7,9 @@ import math
 import numpy as np
 
 from graphprune.dims import Dim, product, sum_
+from graphprune.rules.indexing import PICKED, TABLE
 from graphprune.rules.norm import group_norm, layer_norm
+from graphprune.rules.positions import looks_up
 from graphprune.rules.registry import HEAD, HEAD_SIZE, MLP, Op, frozen, rule
 from graphprune.rules.shape import ORDERED, regroup
 from graphprune.signature import Layout
@@ -130,7 +132,7 @@ def extreme(op: Op) -> None:
 def embedding_bag(op: Op) -> None:
     """ "_ c, .. -> b c": the table is indexed, its width passes through"""
     op.tie(op.x[1], op.y[1])
-    op.freeze(op.x[0], "its positions are picked by an index")
+    op.freeze(op.x[0], TABLE)
 
 
 @rule("pixel_unshuffle")
@@ -250,8 +252,9 @@ def index(op: Op) -> None:
         axis += 1 if layout is None else used[-1] + 1 - axis
     width = max([len(layout) for layout in picks], default=1)
     first = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
-    for i in used:
-        op.freeze(op.x[i], "its positions are picked by an index")
+    looked_up = len(indexed) == len(used) == 1 and looks_up(op, op.x[used[0]], 1 + indexed[0])
+    for i in () if looked_up else used:
+        op.freeze(op.x[i], PICKED)
     for layout in picks:
         op.broadcast(layout, op.y[first : first + width])
     rest = [dim for i, dim in enumerate(op.x) if i not in used]

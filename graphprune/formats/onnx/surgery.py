@@ -7,7 +7,6 @@ never touched cannot be lost.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -18,12 +17,12 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, counts, picks, size_after, touched
+from graphprune.dims import Chosen, Dim, counts, picks, size_after, take, touched
 from graphprune.formats.onnx import tensors
 from graphprune.formats.onnx.bodies import Place, Scope, places, scopes
 from graphprune.formats.onnx.model import Edit, OnnxModel, constant_tensor, copy_without_weights, held_tensors
 from graphprune.graph import Array, Node, Picks, pick
-from graphprune.rules.registry import Slot
+from graphprune.rules.registry import Index, Slot
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -107,11 +106,16 @@ class _Surgeon:
         for pin in self.analysis.facts.pins:
             if self._changed(pin.watch):
                 self.attrs[pin.node.index][pin.attr] = pin.value
-        for count in self.analysis.facts.counts:
-            if any(touched(dim, self.chosen) for dim in count.layout):
-                sizes = [size_after(dim, self.sizes) for dim in count.layout]
-                dtype = self.analysis.graph.values[count.node.inputs[count.input]].dtype
-                self.rewired[count.node.index][count.input] = np.arange(math.prod(sizes), dtype=dtype).reshape(sizes)
+        for index in self.analysis.facts.indices:
+            if any(touched(dim, self.sizes) for dim in (index.dim, *index.layout)):
+                self.rewired[index.node.index][index.input] = self._numbered(index)
+
+    def _numbered(self, index: Index) -> Array:
+        """The positions that an index names, as they are counted once the first ones of each atom stay."""
+        first = {dim: np.arange(size) for dim, size in self.sizes.items()}
+        named = pick(index.positions, picks(index.layout, first))
+        dtype = self.analysis.graph.values[index.node.inputs[index.input]].dtype
+        return np.searchsorted(take(index.dim, first), named).astype(dtype)
 
     def _write_slots(self, slots: list[Slot], due: list[Slot]) -> None:
         node, place = due[0].node, due[0].place
