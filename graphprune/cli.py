@@ -1,4 +1,4 @@
-"""The command line: ``graphprune inspect | plan | apply | prune | verify | ops | scores``.
+"""The command line: ``graphprune inspect | profile | plan | apply | prune | verify | ops | scores``.
 
 Nothing is written before verification has passed; what is printed and how errors look is in terminal.
 """
@@ -10,12 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from graphprune import catalogue, formats, terminal
 from graphprune.data import Calibration
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
+from graphprune.latency import Profile, held_out
 from graphprune.options import (
     AsJson,
     Compensating,
@@ -33,6 +35,7 @@ from graphprune.options import (
 )
 from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, stage
 from graphprune.plan import Plan
+from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
 from graphprune.verify import Check
 
@@ -81,6 +84,41 @@ def inspect(
         terminal.print_json(loaded.dims())
     elif not (graphml or dot):
         _print_dims(loaded)
+
+
+@app.command()
+def profile(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the measurements go; if there are some: on.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads that the model is to run on.")] = 1,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SIZE", help="The size of a dynamic axis of inputs, such as batch=8."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How many choices of sizes are timed.")] = RUNS,
+    allow: Annotated[list[str] | None, typer.Option(help="What else is to be cut, as in prune.")] = None,
+) -> None:
+    """Time a model on this machine, dense and cut to many sizes, so that plans can be made for a latency elsewhere."""
+    loaded = _load(model)
+    terminal.guard(_sources(loaded, model), [output])
+    known = Profile.load(output) if output.exists() else None
+    loaded = at_sizes(loaded, dict(map(_size, sizes or ())))
+    with terminal.progress_bars() as progress:
+
+        def keep(made: Profile) -> None:
+            terminal.write(output, made.to_json())
+            progress("measuring", len(made.runs) / runs)
+
+        made = take_profile(loaded, runs=runs, threads=threads, allow=allow or (), known=known, keep=keep)
+    terminal.print_line(
+        f"{made.dense.whole * 1e3:.3g} ms dense, and {len(made.runs)} runs cut, on {made.setting['processor']}"
+    )
+    errors = np.abs(held_out(loaded.analysis, made))
+    if len(errors):
+        terminal.print_line(
+            f"runs are predicted by the others to {np.median(errors):.1%} (median; worst {max(errors):.1%})"
+        )
+    terminal.print_line(f"wrote {output}")
 
 
 @app.command()
@@ -257,6 +295,13 @@ def _import_format(model: Path) -> None:
     """Extension modules crash where Ctrl-C falls into their import."""
     with terminal.uninterrupted():
         formats.of(model)
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, size = text.rpartition("=")
+    if not name or not size.isdecimal() or not int(size):
+        raise UsageError(f"--sizes {text} is no name and size", hint="such as --sizes batch=8")
+    return name, int(size)
 
 
 def _check_modes(verify: str, report: Path | None) -> None:

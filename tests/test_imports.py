@@ -20,7 +20,8 @@ ROOT = Path(graphprune.__file__).parent
 ORDER = (
     "errors", "memory", "graph", "integers", "dims", "signature", "rules", "values", "nesting", "analysis", "consumers",
     "stats", "propagate", "compensate", "sequential", "scores", "cost",
-    "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
+    "budget", "places", "plan", "latency", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
+    "profile",
     "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""

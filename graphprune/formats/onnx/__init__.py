@@ -17,6 +17,7 @@ from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.recover import reestimate_batch_norm
 from graphprune.formats.onnx.runtime import give, run, trials
 from graphprune.formats.onnx.surgery import apply
+from graphprune.formats.onnx.timing import timings, version
 from graphprune.formats.onnx.unrounded import unrounded
 from graphprune.formats.onnx.write import cut_in_place, disk_bytes, exported, same, save
 
@@ -45,8 +46,10 @@ __all__ = [
     "same",
     "save",
     "signals",
+    "timings",
     "trials",
     "unrounded",
+    "version",
     "vocabulary",
     "walk",
 ]

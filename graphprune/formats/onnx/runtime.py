@@ -49,8 +49,8 @@ class Runner:
         return dict(_arrays(outputs))
 
 
-def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1) -> Runner:
-    """``model`` in ONNX Runtime on the CPU; the result is called with feeds.
+def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1, profile: str = "") -> Runner:
+    """``model`` in ONNX Runtime on the CPU; the result is called with feeds, and watched where ``profile`` is a path.
 
     The memory of larger weights is shared with the runtime. VerifyError with its own words where it refuses the model.
     """
@@ -58,6 +58,7 @@ def run(model: OnnxModel, *, optimise: bool = True, threads: int = 1) -> Runner:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.enable_profiling, options.profile_file_prefix = bool(profile), profile
     if not optimise:  # it is not to run for long: weights are used as they lie
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")

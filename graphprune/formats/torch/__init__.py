@@ -27,6 +27,7 @@ from graphprune.formats.torch.pull import pull
 from graphprune.formats.torch.read import read
 from graphprune.formats.torch.recover import reestimate_batch_norm
 from graphprune.formats.torch.surgery import apply
+from graphprune.formats.torch.timing import timings, version
 from graphprune.formats.torch.walks import walk
 from graphprune.formats.torch.write import disk_bytes, exported, save
 
@@ -55,8 +56,10 @@ __all__ = [
     "same",
     "save",
     "signals",
+    "timings",
     "trials",
     "unrounded",
+    "version",
     "vocabulary",
     "walk",
 ]
