@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,8 +143,6 @@ class LatencyModel:
         self._free = {named[name]: name for run in profile.runs for name in run.sizes}
         tried: list[dict[Dim, int]] = [{}, *({named[name]: n for name, n in run.sizes.items()} for run in profile.runs)]
         self._kernels = list(_learn(profile, _Watched(_axes(analysis, self._free), tried)))
-        touched_ones = {name for kernel in self._kernels for name in kernel.names}
-        self._fixed = sum(k.seconds for name, k in profile.dense.kernels.items() if name not in touched_ones)
         self._dense, self._slope = (profile.dense.whole, self._sum({})), 1.0
         sums = np.array([self._sum(sizes) - self._dense[1] for sizes in tried[1:]])
         wholes = np.array([run.timing.whole - self._dense[0] for run in profile.runs])
@@ -152,7 +150,8 @@ class LatencyModel:
             self._slope = float(sums @ wholes / (sums @ sums))
 
     def _sum(self, sizes: Sizes) -> float:
-        return self._fixed + sum(kernel(sizes) for kernel in self._kernels)
+        """Seconds of all kernels that sizes change."""
+        return sum(kernel(sizes) for kernel in self._kernels)
 
     def __call__(self, sizes: Sizes) -> float:
         """Seconds of one run; UsageError where an atom is cut that no measured run cut."""
@@ -208,20 +207,20 @@ class _Watched:
         return None if closest is None else tuple(self._table[closest].tolist())
 
 
-def _up(sizes: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.int64]:
+def _up(sizes: npt.NDArray[np.int64], step: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return -(-sizes // step) * step
 
 
 class _Learnt:
-    """Kernels of one class: ``curve`` at the sizes of each one's axes, times its own dense seconds."""
+    """Kernels of one class: ``curve`` at the sizes of each one's axes, times the dense seconds of each."""
 
     def __init__(self, curve: Callable[[tuple[int, ...]], float]) -> None:
-        self.curve, self.names = curve, list[str]()
+        self._curve = curve
         self._members: list[tuple[float, tuple[Dim, ...]]] = []
         self._known: dict[tuple[int, ...], float] = {}
 
-    def add(self, name: str, seconds: float, axes: tuple[Dim, ...]) -> None:
-        self.names.append(name)
+    def add(self, seconds: float, axes: tuple[Dim, ...]) -> None:
+        """One more kernel: its dense seconds, and its axes."""
         self._members.append((seconds, axes))
 
     def __call__(self, sizes: Sizes) -> float:
@@ -229,7 +228,7 @@ class _Learnt:
 
     def _at(self, key: tuple[int, ...]) -> float:
         if key not in self._known:
-            self._known[key] = self.curve(key)
+            self._known[key] = self._curve(key)
         return self._known[key]
 
 
@@ -246,7 +245,7 @@ def _learn(profile: Profile, watched: _Watched) -> Iterator[_Learnt]:
         learnt = _Learnt(_curve(np.array(points), shares))
         for name, axes in members:
             seconds = profile.dense.kernels[name].seconds
-            learnt.add(name, seconds, tuple(watched.axes[axis] for axis in axes))
+            learnt.add(seconds, tuple(watched.axes[axis] for axis in axes))
         yield learnt
 
 
@@ -275,25 +274,32 @@ def _variables(
 
 
 def _curve(points: npt.NDArray[np.int64], shares: Floats) -> Callable[[tuple[int, ...]], float]:
-    """The share of the dense time at any sizes, from ``shares`` measured at ``points``, the dense one first."""
+    """The share of the dense time at any sizes, from ``shares`` measured at ``points``, the dense one first.
+
+    To what each size is rounded up, and off which multiple there is a slower way, is found one after the other.
+    """
     dense, weights = points[0], 1 / (shares + 0.1)
-    best: tuple[float, int, int, Floats] | None = None
-    for step, off in product(ROUNDED[: 1 + int(np.log2(max(2, dense.max())))], SLOWER):
-        table = _terms(points, dense, step, off)
+
+    def fitted(way: tuple[int, ...]) -> tuple[float, Floats]:
+        """How badly measurements are explained with these multiples, by how many terms; the coefficients."""
+        table = _terms(points, dense, way)
         found = _nonnegative(table * weights[:, None], shares * weights)
         error = float(np.sum(((table @ found - shares) * weights) ** 2)) / len(shares) + 1e-12
-        score = len(shares) * np.log(error) + np.log(len(shares)) * np.count_nonzero(found)
-        if best is None or score < best[0]:
-            best = score, step, off, found
-    assert best is not None
-    _, step, off, found = best
-    at_dense = float(_terms(points[:1], dense, step, off)[0] @ found) or 1.0
-    return lambda sizes: float(_terms(np.array([sizes]), dense, step, off)[0] @ found) / at_dense
+        return len(shares) * np.log(error) + np.log(len(shares)) * np.count_nonzero(found), found
+
+    way = (*(1 for _ in dense), 0)
+    for i in (*range(len(way)), *range(len(way) - 1)):
+        ways = [(*way[:i], step, *way[i + 1 :]) for step in (ROUNDED if i < len(dense) else SLOWER)]
+        way = min(ways, key=lambda way: fitted(way)[0])
+    found = fitted(way)[1]
+    at_dense = float(_terms(points[:1], dense, way)[0] @ found) or 1.0
+    return lambda sizes: float(_terms(np.array([sizes]), dense, way)[0] @ found) / at_dense
 
 
-def _terms(points: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], step: int, off: int) -> Floats:
-    """One, each size, and each product of two; once more where a size is no multiple of ``off``."""
-    x = _up(points, step) / _up(dense, step)
+def _terms(points: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], way: tuple[int, ...]) -> Floats:
+    """One, each size, and each product of two; all of it once more where a size is off the last number of ``way``."""
+    steps, off = np.array(way[:-1]), way[-1]
+    x = _up(points, steps) / _up(dense, steps)
     pairs = combinations_with_replacement(range(x.shape[1]), 2) if x.shape[1] <= 3 else ()
     plain = np.column_stack([np.ones(len(x)), x, *(x[:, i] * x[:, j] for i, j in pairs)])
     if not off:

@@ -112,9 +112,8 @@ def test_between_what_was_measured(cost: Cost, sizes: tuple[int, ...]) -> None:
 
 def test_multiples_are_learnt() -> None:
     latency = LatencyModel(network().analysis, measured(blocks))
-    narrow, wide = latency(at(96, 72, 96, 96)), latency(at(96, 80, 96, 96))
-    step = latency(at(96, 88, 96, 96)) - wide
-    assert wide - narrow < step  # 72 fills the blocks of 80; the layer behind reads fewer
+    for sizes in ((33, 47, 65, 79), (1, 95, 18, 50)):
+        assert latency(at(*sizes)) == pytest.approx(truth(blocks, at(*sizes)), rel=0.005)
 
 
 def test_a_slower_way_is_learnt() -> None:
@@ -154,19 +153,17 @@ def test_runs_predict_one_another() -> None:
 def test_kernels_that_merge_and_part_are_counted() -> None:
     """A runtime may run some of the cut model otherwise: no second of it is lost."""
     made = measured(runs=1)
-    names = list(made.dense.kernels)
-    beside, cut = made.dense, dict(made.dense.kernels)
-    cut["new"] = Kernel("Reorder", ((1, 2),), 7e-6)
-    gone = cut.pop(names[1])
+    *_, before, last = made.dense.kernels
+    strange = Kernel("Reorder", ((1, 2),), 7e-6)
+    cut = {name: kernel for name, kernel in made.dense.kernels.items() if name not in (before, last)}
+    cut |= {"new": strange, last: made.dense.kernels[last], "later": strange}
 
     def measure(models: Sequence[Any], *, threads: int, rounds: int) -> list[Timing]:
-        return [beside, Timing(beside.whole, cut)][: len(models)]
+        return [made.dense, Timing(made.dense.whole, cut)][: len(models)]
 
     (run,) = take_profile(network(), runs=1, measure=measure).runs
-    assert run.timing.kernels[names[1]] == gone._replace(seconds=0.0)
-    assert run.timing.kernels.keys() - {names[1]} <= {names[-1]}
-    assert sum(kernel.seconds for kernel in run.timing.kernels.values()) == pytest.approx(
-        7e-6 + made.dense.kernels[names[-1]].seconds
+    assert {name: kernel.seconds for name, kernel in run.timing.kernels.items()} == pytest.approx(
+        {before: 0.0, last: made.dense.kernels[last].seconds + 1.4e-5}
     )
 
 

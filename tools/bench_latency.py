@@ -3,16 +3,16 @@
     python -m tools.bench_latency state/
 
 Each model is profiled once (`graphprune profile`), then cut to budgets, and what the profile predicts is held against a
-measurement: dense and pruned by turns, one thread, as a share of the dense time. Profiles and rows are kept in the
-folder given, so that a run that was stopped goes on; the table is printed in the end.
+measurement: dense and pruned by turns, one thread, as a share of the dense time. What was measured is kept in the
+folder given, so that a run that was stopped goes on; predictions are made anew. The table is printed in the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,12 @@ import numpy as np
 import graphprune
 from graphprune.budget import Request
 from graphprune.cost import CostModel
-from graphprune.dims import Dim, counts
+from graphprune.dims import Chosen, counts
 from graphprune.latency import LatencyModel, Profile
 from graphprune.pipeline import Loaded
 from graphprune.profile import at_sizes, take_profile
 from models import digits, fashion, real, zoo
 
-ROUNDS = 20
 SECONDS = 4.0
 MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
     "digits": ("residual CNN on 8 x 8 digits, 39 K", lambda: digits.PATH, {}),
@@ -76,29 +75,30 @@ def _write(path: Path, text: str) -> None:
     half.replace(path)
 
 
-def rows(name: str, state: Path, done: Sequence[Row], budgets: Sequence[str]) -> list[Row]:
-    """The rows of one model that are not done yet."""
-    left = [budget for budget in budgets if not any((row.model, row.budget) == (name, budget) for row in done)]
-    if not left:
-        return []
+def rows(name: str, state: Path, budgets: Sequence[str], known: dict[str, float]) -> Iterator[Row]:
+    """The rows of one model; what ``known`` has of measurements by budget is not measured again."""
     _, path, sizes = MODELS[name]
     loaded = at_sizes(graphprune.load(path()), sizes)
     made = measured_profile(loaded, state / f"{name}.json")
     latency, cost = LatencyModel(loaded.analysis, made), CostModel(loaded.analysis)
-    found = []
-    for budget in left:
+    for budget in budgets:
         chosen = loaded.plan(REQUESTS[budget]).chosen(loaded.analysis)
-        sizes_left: Mapping[Dim, int] = counts(chosen)
-        feeds = loaded.format.trials(loaded.model, loaded.format.run(loaded.model))[0][1]
-        cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
-        rounds = int(np.clip(SECONDS / 12 / made.dense.whole, 5, 200))
-        dense, pruned = loaded.format.timings([(loaded.model, feeds), (cut, feeds)], rounds=rounds)
-        macs = cost.macs(sizes_left) / cost.macs({})
-        found.append(Row(name, budget, latency(sizes_left) / made.dense.whole, pruned.whole / dense.whole, macs))
-        with (state / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(found[-1])) + "\n")
-        print(name, budget, f"{found[-1].predicted:.3f} {found[-1].measured:.3f} {found[-1].error:+.1%}", flush=True)
-    return found
+        if budget not in known:
+            known[budget] = ratio(loaded, chosen, made.dense.whole)
+            _write(state / f"{name}.measured", json.dumps(known))
+        left = counts(chosen)
+        row = Row(name, budget, latency(left) / made.dense.whole, known[budget], cost.macs(left) / cost.macs({}))
+        print(name, budget, f"{row.predicted:.3f} {row.measured:.3f} {row.error:+.1%}", flush=True)
+        yield row
+
+
+def ratio(loaded: Loaded, chosen: Chosen, seconds: float) -> float:
+    """The time of the cut model as a share of that of the dense one, which takes ``seconds``."""
+    feeds = loaded.format.trials(loaded.model, loaded.format.run(loaded.model))[0][1]
+    cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
+    rounds = int(np.clip(SECONDS / 12 / seconds, 5, 200))
+    dense, pruned = loaded.format.timings([(loaded.model, feeds), (cut, feeds)], rounds=rounds)
+    return pruned.whole / dense.whole
 
 
 def table(found: Sequence[Row]) -> str:
@@ -121,11 +121,12 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", choices=REQUESTS, default=list(REQUESTS))
     args = parser.parse_args()
     args.state.mkdir(exist_ok=True)
-    held = args.state / "rows.jsonl"
-    done = [Row(**json.loads(line)) for line in held.read_text().splitlines()] if held.exists() else []
+    found: list[Row] = []
     for name in args.models:
-        done += rows(name, args.state, done, args.budgets)
-    print(table(sorted(done, key=lambda row: (list(MODELS).index(row.model), list(REQUESTS).index(row.budget)))))
+        held = args.state / f"{name}.measured"
+        known = json.loads(held.read_text(encoding="utf-8")) if held.exists() else {}
+        found += rows(name, args.state, args.budgets, known)
+    print(table(found))
 
 
 if __name__ == "__main__":
