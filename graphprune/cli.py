@@ -1,4 +1,4 @@
-"""The command line: ``graphprune inspect | plan | apply | prune | verify | ops | scores``.
+"""The command line: ``graphprune inspect | plan | apply | prune | verify | ops | scores | allocators``.
 
 Nothing is written before verification has passed; what is printed and how errors look is in terminal.
 """
@@ -203,6 +203,12 @@ def ops(as_json: AsJson = False) -> None:
 def scores(as_json: AsJson = False) -> None:
     """List the scores: what each needs, and the paper it comes from."""
     _print_catalogue(catalogue.scores(), as_json)
+
+
+@app.command()
+def allocators(as_json: AsJson = False) -> None:
+    """List the allocators: what each needs, and the paper it comes from."""
+    _print_catalogue(catalogue.allocators(), as_json)
 
 
 def _finish(

@@ -31,10 +31,20 @@ class Target:
     """What is to be left, and of what."""
 
     keep: Annotated[float | None, typer.Option(help="Share of every Dim that stays, such as 0.5.")] = None
-    params: Annotated[float | None, typer.Option(help="Parameters that stay: a share up to 1, or a count.")] = None
-    macs: Annotated[float | None, typer.Option(help="Multiply-accumulates that stay: a share up to 1, or a count.")] = (
-        None
-    )
+    params: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Parameters that stay at the most: 0.5, or 60M.")
+    ] = None
+    macs: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Multiply-accumulates that stay at the most: 0.5, or 5G.")
+    ] = None
+    bytes: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Bytes of weights that stay at the most: 0.5, or 50MB.")
+    ] = None
+    allocator: Annotated[
+        str | None,
+        typer.Option(help="How these are shared out between Dims (default: global); see graphprune allocators."),
+    ] = None
+    tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
     multiple: Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")] = 8
     floor: Annotated[float, typer.Option(help="Least share of a Dim that stays.")] = 0.1
     include: Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")] = (
@@ -58,8 +68,8 @@ class Target:
     def request(self) -> Request:
         """As the budget takes it."""
         names, others, kinds = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
-        sizes = self.keep, self.params, self.macs, self.multiple, self.floor
-        return Request(*sizes, names, others, kinds, self.finer)
+        limits = self.keep, self.params, self.macs, self.bytes
+        return Request(*limits, self.multiple, self.floor, names, others, kinds, self.finer, self.allocator, self.tries)
 
 
 @dataclass(frozen=True)

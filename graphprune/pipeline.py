@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune import formats
+from graphprune.allocate import CostFunction
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates, pairs
 from graphprune.compensate import Changed, How, best_damping, compensate
@@ -19,7 +20,7 @@ from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
 from graphprune.data.moments import measured, thin
-from graphprune.dims import Chosen, Dim, atoms
+from graphprune.dims import Chosen, Dim, Positions, atoms
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.graph import Array
@@ -223,16 +224,29 @@ class Loaded:
         return Scored(score_atoms(task, score), task.notes)
 
     def plan(
-        self, request: Request, score: str = "l2", *, scores: Scores | None = None, seed: int = 0, **data: Any
+        self,
+        request: Request,
+        score: str = "l2",
+        *,
+        scores: Scores | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
+        tried: Callable[[Chosen], float] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **data: Any,
     ) -> Plan:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
         ``scores`` are those that `scores` found by ``score``, where several plans are made of them; else they are found
-        now, with ``data`` as it takes them.
+        now, with ``data`` as it takes them. ``costs`` are further ones that the request may limit, by name, and
+        ``tried`` is how allocators that look at outputs try what they would keep (see `tried`).
         """
-        found = self.scores(request, score, seed=seed, **data) if scores is None else scores
+        found = self.scores(request, score, seed=seed, progress=progress, **data) if scores is None else scores
         wanted, across = candidates(self.analysis, request), SCORES[score].across
-        chosen = allocate(self.analysis, wanted, found, request, across) if self.analysis.prunable else {}
+        chosen: dict[Dim, Positions] = {}
+        if self.analysis.prunable:
+            how: Any = {"costs": costs, "tried": tried, "seed": seed, "progress": stage(progress, "allocating")}
+            chosen = allocate(self.analysis, wanted, found, request, across, **how)
         made = make_plan(self.analysis, chosen, score, _asked(request, seed))
         return replace(made, notes=found.notes if isinstance(found, Scored) else ())
 
@@ -344,8 +358,11 @@ def prune(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     keep: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
+    params: float | str | None = None,
+    macs: float | str | None = None,
+    bytes: float | str | None = None,
+    allocator: str | None = None,
+    tries: int | None = None,
     score: str = "l2",
     multiple: int = 8,
     floor: float = 0.1,
@@ -377,7 +394,8 @@ def prune(
     (True, True)
     """
     names, others, kinds = map(_patterns, (include, exclude, allow))
-    request = Request(keep, params, macs, multiple, floor, names, others, kinds, finer)
+    limits = keep, params, macs, bytes
+    request = Request(*limits, multiple, floor, names, others, kinds, finer, allocator, tries)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     asked, by = calibration(calib, score, compensate), how_to(compensate)
     needed = by is not None or needs_data(score)

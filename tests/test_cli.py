@@ -27,7 +27,7 @@ from tests.test_plan import renamed
 
 DIGITS = digits.PATH
 HALF = ("--keep", "0.5")
-COMMANDS = ("inspect", "plan", "apply", "prune", "verify", "ops", "scores")
+COMMANDS = ("inspect", "plan", "apply", "prune", "verify", "ops", "scores", "allocators")
 
 
 def sizes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -49,7 +49,7 @@ def test_version() -> None:
     assert command("--version").done().out == f"graphprune {graphprune.__version__}\n"
 
 
-TARGET = "--keep --params --macs --multiple --floor --include --exclude --allow"
+TARGET = "--keep --params --macs --bytes --allocator --tries --multiple --floor --include --exclude --allow"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"
 OPTIONS = {
@@ -60,6 +60,7 @@ OPTIONS = {
     "verify": f"{SOURCE} {REPAIR} --plan --seed --json",
     "ops": "--json",
     "scores": "--json",
+    "allocators": "--json",
 }
 
 

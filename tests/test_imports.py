@@ -20,7 +20,7 @@ ROOT = Path(graphprune.__file__).parent
 ORDER = (
     "errors", "memory", "graph", "integers", "dims", "signature", "rules", "values", "nesting", "analysis", "consumers",
     "stats", "propagate", "compensate", "sequential", "scores", "cost",
-    "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
+    "allocate", "budget", "places", "plan", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
     "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""
