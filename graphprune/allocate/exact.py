@@ -66,7 +66,7 @@ def knapsack(problem: Problem) -> dict[Dim, int]:
 
 @allocator("dynamic")
 def dynamic(problem: Problem) -> dict[Dim, int]:
-    """The same by dynamic programming over parts of one budget (SPDY, arXiv 2201.13096; ZipLM, arXiv 2302.04089)."""
+    """The least loss by the curves, by dynamic programming (SPDY, arXiv 2201.13096; ZipLM, arXiv 2302.04089)."""
     found = [_linearised(problem, partial(_programme, at=at)) for at in range(len(problem.limits))]
     return min(found, key=problem.loss)
 
