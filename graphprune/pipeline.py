@@ -459,7 +459,13 @@ def prune(
     limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes}
     if goal and limits[shrink] is None:
         limits[shrink] = 1.0
-    sizes = {"multiple": multiple, "floor": floor, "finer": finer, "allocator": allocator, "tries": tries}
+    sizes: dict[str, Any] = {
+        "multiple": multiple,
+        "floor": floor,
+        "finer": finer,
+        "allocator": allocator,
+        "tries": tries,
+    }
     request = Request(**limits, **sizes, include=names, exclude=others, allow=kinds)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
@@ -507,8 +513,8 @@ def how_to(compensate: bool | str | None) -> Any:
 
 def needs_data(score: str, allocator: str | None = None) -> bool:
     """Whether ``score`` looks at activations, or ``allocator`` at outputs."""
-    found = [table[name].needs for table, name in ((SCORES, score), (ALLOCATORS, allocator)) if name in table]
-    return any("data" in needs for needs in found)
+    scores = score in SCORES and "data" in SCORES[score].needs
+    return scores or (allocator in ALLOCATORS and ALLOCATORS[allocator].needs == "data")
 
 
 def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:

@@ -242,9 +242,9 @@ def test_search_finds_what_curves_do_not_know() -> None:
 def test_search_is_never_worse_than_global_and_asks_no_more_than_it_may(tries: int) -> None:
     for seed in range(5):
         problem = made(seed, (12, 9, 14), 0.5, products=True, tries=tries)
-        asked: list[dict[Dim, int]] = []
+        asked: list[Counts] = []
 
-        def measured(counts: dict[Dim, int], asked: list[dict[Dim, int]] = asked) -> float:
+        def measured(counts: Counts, asked: list[Counts] = asked) -> float:
             asked.append(counts)
             return float(np.random.default_rng([*counts.values()]).random())  # noise: nothing to learn
 

@@ -249,7 +249,8 @@ def test_what_a_request_says() -> None:
         "macs": 5e9,
         "bytes": 1.5 * 1024**2,
     }
-    for options in ({}, {"keep": 0.5, "macs": 0.5}):
+    refused: list[dict[str, Any]] = [{}, {"keep": 0.5, "macs": 0.5}]
+    for options in refused:
         with pytest.raises(UsageError, match="give keep, or one or several of params, macs, bytes"):
             Request(**options)
     with pytest.raises(UsageError, match="nothing for the allocator 'flap' to share out"):

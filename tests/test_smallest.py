@@ -47,7 +47,7 @@ def test_the_smallest_that_holds() -> None:
 
 
 def test_an_error_that_may_grow() -> None:
-    error = {"lower_is_better": True, "drop": 0.5, "shrink": "params"}
+    error: dict[str, Any] = {"lower_is_better": True, "drop": 0.5, "shrink": "params"}
     result = graphprune.prune(digits.PATH, metric=lambda model: 2 - left(model), **error, **QUICK)
     share = result.report.pruned.params / result.report.dense.params
     assert 0.5 <= share <= 0.5 + 2 * PRECISION

@@ -11,6 +11,8 @@ import onnx
 import pytest
 
 import graphprune
+import graphprune.tried
+from graphprune.compensate import refit
 from graphprune.errors import UsageError
 from graphprune.formats import onnx as format_
 from graphprune.pipeline import Loaded
@@ -52,8 +54,12 @@ def test_what_was_solved_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) ->
     tried = loaded.tried(found)
     assert tried is not None
     calls: list[str] = []
-    solve = graphprune.tried.refit  # type: ignore[attr-defined]
-    monkeypatch.setattr(graphprune.tried, "refit", lambda a, c, *rest: calls.append(c.weight) or solve(a, c, *rest))  # type: ignore[attr-defined]
+
+    def counted(analysis: Any, consumer: Any, *rest: Any) -> Any:
+        calls.append(consumer.weight)
+        return refit(analysis, consumer, *rest)
+
+    monkeypatch.setattr(graphprune.tried, "refit", counted)
     chosen = loaded.plan(REQUEST).chosen(loaded.analysis)
     tried(chosen)
     first = len(calls)
