@@ -32,7 +32,7 @@ from graphprune.options import (
     VerifyMode,
     grouped,
 )
-from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, found, how_to, load, needs_data, stage
+from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, reached, stage
 from graphprune.plan import Plan
 from graphprune.report import check_suffix
 from graphprune.verify import Check
@@ -167,7 +167,7 @@ def prune(
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         memo = loaded.memo(target.state, seen, how, damping)
         make = loaded.maker(request, score, seen, how=how, damping=damping, memo=memo, seed=seed, progress=progress)
-        (loaded, made), curve = found(make, request, goal, memo, progress)
+        (loaded, made), curve = reached(make, request, goal, memo, progress)
     if holding.curve and curve:
         terminal.write(holding.curve, curve.render(holding.curve.suffix))
     _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)

@@ -262,6 +262,7 @@ class Loaded:
         *,
         how: How | None = None,
         damping: float | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
         memo: Memo | None = None,
         seed: int = 0,
         progress: Progress | None = None,
@@ -277,7 +278,8 @@ class Loaded:
         tried = self.tried(seen if how else {**seen, "moments": None}, damping=damping, memo=memo)
 
         def make(request: Request) -> tuple[Loaded, Plan]:
-            plan = self.plan(request, score, scores=found, tried=tried, seed=seed, progress=progress)
+            given: Any = {"scores": found, "costs": costs, "tried": tried, "seed": seed, "progress": progress}
+            plan = self.plan(request, score, **given)
             if not seen or how is None:
                 return self, plan
             watch = stage(progress, "compensating")
@@ -474,12 +476,12 @@ def prune(
     own = {"loss": loss, **({} if batches is None else {"batches": batches})}
     memo = loaded.memo(state, seen, by, damping)
     make = loaded.maker(request, score, seen, how=by, damping=damping, memo=memo, seed=seed, progress=progress, **own)
-    (loaded, plan), curve = found(make, request, goal, memo, progress)
+    (loaded, plan), curve = reached(make, request, goal, memo, progress)
     result = loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
     return replace(result, curve=curve)
 
 
-def found(
+def reached(
     make: Callable[[Request], tuple[Loaded, Plan]],
     request: Request,
     goal: Goal | None,
