@@ -103,7 +103,7 @@ def plan(
     with terminal.progress_bars() as progress:
         needed = needs_data(score, request.allocator)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
-        tried = loaded.tried(seen, memo=loaded.memo(target.state, seen, "least-squares"))
+        tried = loaded.tried(seen, memo=loaded.memo(target.state, seen))
         made = loaded.plan(request, score, tried=tried, seed=seed, progress=progress, **seen)
     if output:
         terminal.write(output, made.to_json())

@@ -260,7 +260,7 @@ class Loaded:
         score: str = "l2",
         seen: Mapping[str, Any] | None = None,
         *,
-        how: How | None = None,
+        how: How | Literal["best"] | None = None,
         damping: float | None = None,
         costs: Mapping[str, CostFunction] | None = None,
         memo: Memo | None = None,
@@ -295,7 +295,7 @@ class Loaded:
         return Tried(self.format, self.model, self.analysis, batches, seen.get("moments"), damping, memo)
 
     def memo(
-        self, state: str | Path | None, seen: Mapping[str, Any], how: How | None = None, damping: float | None = None
+        self, state: str | Path | None, seen: Mapping[str, Any], how: str | None = "best", damping: float | None = None
     ) -> Memo:
         """What was found of this model, by what was ``seen`` and made up for so, in the file ``state`` if any."""
         if state is None:
