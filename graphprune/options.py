@@ -72,7 +72,8 @@ class Target:
     def towards(self, goal: Goal | None) -> Request:
         """As the budget takes it; with a goal, the cost that is brought down may be all there is."""
         free = goal is not None and getattr(self, goal.shrink) is None
-        return replace(self, **{goal.shrink: "100%"}).request if goal and free else self.request
+        whole: Any = {goal.shrink: "100%"} if goal and free else {}
+        return replace(self, **whole).request
 
     @property
     def request(self) -> Request:
