@@ -69,7 +69,7 @@ def measured(bench: Bench, scored: Any, budget: str, allocator: str, tries: int)
 
 
 def table(name: str, found: Mapping[Row, Found]) -> Iterator[str]:
-    """Of one subject: a line an allocator, the best at the middle budget first."""
+    """Of one subject: a line an allocator; first what moves the outputs least at the first budget."""
     subject = SUBJECTS[name]
     budgets = [budget for budget in subject.budgets if any(row[:2] == (name, budget) for row in found)]
     metric = subject.metrics[0]
@@ -82,8 +82,7 @@ def table(name: str, found: Mapping[Row, Found]) -> Iterator[str]:
         return [line["metrics"][metric.name] if key == "metric" else line[key] for line in lines]
 
     def rank(allocator: str) -> tuple[float, str]:
-        mine = [mean(cell(budget, allocator, "metric")) for budget in budgets]
-        return -sum(mine) if metric.higher else sum(mine), allocator
+        return mean(cell(budgets[0], allocator, "moved")), allocator
 
     for allocator in sorted(names, key=rank):
         cells = [
