@@ -1,57 +1,81 @@
 """From scores, costs and a request to the positions that stay.
 
-``keep`` cuts every Dim alike; ``params`` and ``macs`` rank all positions of all Dims together and cut from the bottom
-until the exact cost is met: as they are, for what they free, or relative to the mean of their Dim, as the score says.
-Counts are rounded to a multiple, because kernels like 40 channels better than 37, and never fall below a floor.
+``keep`` cuts every Dim alike; other targets are limits of costs, and an allocator (`graphprune.allocate`) shares out
+what they leave. Counts are rounded to a multiple, because kernels like 40 channels better than 37, and never fall below
+a floor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from heapq import heapify, heappop, heappush
 
 import numpy as np
+import numpy.typing as npt
 
+from graphprune.allocate import TRIES, Allocator, CostFunction, Counts, Problem, known
 from graphprune.analysis import CACHE, DEFAULT_KINDS, DEFAULTS, OPTIONAL_KINDS, Analysis, Atom
 from graphprune.cost import CostModel
-from graphprune.dims import Dim, Positions
+from graphprune.dims import Chosen, Dim, Positions
 from graphprune.errors import BudgetError, UsageError
 from graphprune.scores import Across, Scores
 
 LARGE = 4
 """A Dim is rounded to the multiple where it has at least this many of them."""
+TARGETS = ("params", "macs", "bytes")
+"""Costs that a request may limit, several at once."""
+ALLOCATOR = "global"
+_UNITS = {"": 1, "%": 0.01, **{f"{unit}": 1000**i for i, unit in enumerate("kmgt", 1)}}
+_UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", 1)}
+_AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kmgt]?i?|%)b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Request:
     """What the user asked for.
 
-    Exactly one target: ``keep`` (share of every Dim), ``params`` or ``macs`` (share of the dense count; above 1 an
-    absolute count). ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell
-    patterns over dim, weight and node names; ``allow`` adds kinds that are left alone by default ("hidden",
-    "head-size", both as "all", and "cache" and "defaults", which change the shapes of inputs). ``finer``: where a Dim
-    lies under another, such as channels under a group, each position of that one keeps its own.
+    Either ``keep``, a share of every Dim, or limits, which all hold: ``params``, ``macs`` and ``bytes`` of weights,
+    each a share of the dense model's up to 1, above an absolute count, or as text, "60M" or "50MB". ``multiple`` and
+    ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell patterns over dim, weight and node names;
+    ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all", and "cache" and
+    "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as channels under a
+    group, each position of that one keeps its own. ``allocator`` shares limits out between Dims ("global" unless said
+    otherwise); one that tries candidates tries ``tries`` of them.
     """
 
     keep: float | None = None
-    params: float | None = None
-    macs: float | None = None
+    params: float | str | None = None
+    macs: float | str | None = None
+    bytes: float | str | None = None
     multiple: int = 8
     floor: float = 0.1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     finer: bool = True
+    allocator: str | None = None
+    tries: int | None = None
 
     def __post_init__(self) -> None:
-        targets = [t for t in (self.keep, self.params, self.macs) if t is not None]
-        if len(targets) != 1:
-            raise UsageError("give exactly one of keep, params and macs", hint="for example --keep 0.5")
-        if targets[0] <= 0 or not math.isfinite(targets[0]) or (self.keep is not None and self.keep > 1):
-            raise UsageError(f"a target of {targets[0]} makes no sense", hint="a share between 0 and 1, such as 0.5")
+        targets = self.targets
+        if not targets or (len(targets) > 1 and self.keep is not None):
+            raise UsageError(
+                f"give keep, or one or several of {', '.join(TARGETS)}", hint="for example --keep 0.5, or --macs 0.5"
+            )
+        for name, value in targets.items():
+            if not 0 < value < math.inf or (name == "keep" and value > 1):
+                raise UsageError(f"a target of {value} makes no sense", hint="a share between 0 and 1, such as 0.5")
+        chosen = known(self.allocator or ALLOCATOR).name
+        if self.allocator is not None and self.keep is not None:
+            raise UsageError(
+                f"keep cuts every Dim alike, so there is nothing for the allocator {chosen!r} to share out",
+                hint=f"give one or several of {', '.join(TARGETS)} in its place, such as --macs 0.5",
+            )
+        if self.tries is not None and self.tries < 1:
+            raise UsageError(f"{self.tries} tries make no sense", hint=f"at least 1, such as {TRIES}")
         if self.multiple < 1 or not 0 <= self.floor <= 1:
             raise UsageError(
                 f"multiple {self.multiple} or floor {self.floor} is out of range", hint="multiple >= 1, 0 <= floor <= 1"
@@ -64,9 +88,25 @@ class Request:
             )
 
     @property
-    def target(self) -> tuple[str, float]:
-        """Name and value of the target."""
-        return next((n, v) for n in ("keep", "params", "macs") if (v := getattr(self, n)) is not None)
+    def targets(self) -> dict[str, float]:
+        """Values of what is to be met, by name."""
+        given = {name: getattr(self, name) for name in ("keep", *TARGETS)}
+        return {name: amount(value) for name, value in given.items() if value is not None}
+
+
+def amount(value: float | str) -> float:
+    """A number, or one in words.
+
+    >>> amount("60M"), amount("50MB"), amount("1KiB"), amount("50%"), amount(0.5)
+    (60000000.0, 50000000.0, 1024.0, 0.5, 0.5)
+    """
+    if not isinstance(value, str):
+        return float(value)
+    found = _AMOUNT.fullmatch(value.strip())
+    try:
+        return float(found[1]) * _UNITS[found[2].lower()] if found else float(value)
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{value!r} is no number", hint="such as 0.5, 50%, 60M, 5G or 50MB") from error
 
 
 def candidates(analysis: Analysis, request: Request) -> list[Atom]:
@@ -110,20 +150,71 @@ def pairs(analysis: Analysis, wanted: list[Atom], request: Request) -> list[Atom
 
 
 def allocate(
-    analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, across: Across = "mean"
+    analysis: Analysis,
+    wanted: list[Atom],
+    scores: Scores,
+    request: Request,
+    across: Across = "mean",
+    *,
+    costs: Mapping[str, CostFunction] | None = None,
+    tried: Callable[[Chosen], float] | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda done: None,
 ) -> dict[Dim, Positions]:
     """The kept positions of each atom in ``wanted`` that loses any, ascending; ``across``: how Dims compare.
 
     How many stay is seen from the scores of atoms, which of them under each position of another from those of pairs.
-    Raises BudgetError with the least reachable share where the target cannot be met.
+    ``costs`` are further ones than those of `TARGETS`; ``tried`` is how far outputs move, for allocators that look.
+    BudgetError with the least reachable share where a target cannot be met.
     """
-    name, value = request.target
-    if name == "keep":
-        counts = {atom.dim: count_for(atom, value * atom.size, request, nearest=True) for atom in wanted}
-    else:
-        counts = _global(analysis, wanted, scores, request, across)
-    chosen = {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in wanted if counts[atom.dim] < atom.size}
-    for pair in pairs(analysis, wanted, request):
+
+    def choice(counts: Counts) -> dict[Dim, Positions]:
+        return _chosen(wanted, scores, counts, pairs(analysis, wanted, request))
+
+    if request.keep is not None:
+        return choice({a.dim: count_for(a, request.keep * a.size, request, nearest=True) for a in wanted})
+    model = CostModel(analysis, [atom.dim for atom in wanted])
+    every = {"params": model.params, "macs": model.macs, "bytes": model.bytes, **(costs or {})}
+    counts = {atom.dim: admissible(atom, request) for atom in wanted}
+    least = {dim: int(own[0]) for dim, own in counts.items()}
+    limits = _limits(request, every, least)
+    if not limits:
+        return {}
+    measured = None if tried is None else lambda counts: tried(choice(counts))
+    tries = TRIES if request.tries is None else request.tries
+    problem = Problem(wanted, scores, counts, every, limits, across, measured, tries, seed, progress)
+    return choice(_met(problem, known(request.allocator or ALLOCATOR)))
+
+
+def _met(problem: Problem, allocator: Allocator) -> dict[Dim, int]:
+    """The counts that an allocator finds; UsageError where they are none of those asked for."""
+    counts = allocator.function(problem)
+    if not problem.fits(counts) or any(count not in problem.counts[dim] for dim, count in counts.items()):
+        raise UsageError(f"the allocator {allocator.name!r} does not keep to the request", hint="choose another")
+    return counts
+
+
+def _limits(request: Request, costs: Mapping[str, CostFunction], least: Counts) -> dict[str, float]:
+    """What costs may come to, of those that the dense model exceeds; BudgetError for what ``least`` exceeds."""
+    dense = {name: costs[name]({}) for name in request.targets}
+    asked = {name: value * dense[name] if value <= 1 else value for name, value in request.targets.items()}
+    reached = {name: costs[name](least) for name in asked}
+    wrong = [name for name, limit in asked.items() if reached[name] > limit]
+    if wrong:
+        wish = " and ".join(_share(asked[name], dense[name]) for name in wrong)
+        can = " and ".join(_share(reached[name], dense[name]) for name in wrong)
+        raise BudgetError(
+            f"{' and '.join(wrong)} cannot be brought to {wish}: the least reachable is {can}",
+            hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",
+        )
+    return {name: limit for name, limit in asked.items() if dense[name] > limit}
+
+
+def _chosen(wanted: list[Atom], scores: Scores, counts: Counts, under: list[Atom]) -> dict[Dim, Positions]:
+    """The best positions of each atom that loses any; of the pairs ``under`` those of each row."""
+    less = [atom for atom in wanted if counts.get(atom.dim, atom.size) < atom.size]
+    chosen = {atom.dim: top(scores[atom.dim], counts[atom.dim]) for atom in less}
+    for pair in under:
         outer, dim = pair.dim.parts
         if dim in chosen and pair.dim in scores:
             rows = top(scores[pair.dim].reshape(outer.extent, dim.extent), counts[dim])
@@ -145,7 +236,7 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     """``wish`` rounded to the multiple (up, or to the nearest), within floor and size; all of it stays all of it."""
     if wish >= atom.size:
         return atom.size
-    step = math.lcm(request.multiple if atom.size >= LARGE * request.multiple else 1, atom.multiple)
+    step = _step(atom, request)
     scaled = wish / step
     count = step * (math.floor(scaled + 0.5) if nearest else math.ceil(scaled - 1e-9))
     floor = least_count(atom, request)
@@ -154,64 +245,14 @@ def count_for(atom: Atom, wish: float, request: Request, *, nearest: bool = Fals
     return min(atom.size, count)
 
 
-def _global(analysis: Analysis, wanted: list[Atom], scores: Scores, request: Request, across: Across) -> dict[Dim, int]:
-    """One threshold over all positions: the lowest that meets the target; then what still fits is put back."""
-    name, value = request.target
-    model = CostModel(analysis, [atom.dim for atom in wanted])
-    cost: Callable[[dict[Dim, int]], int] = model.params if name == "params" else model.macs
-    dense = cost({})
-    target = value * dense if value <= 1 else value
-    relative = {atom.dim: scores[atom.dim] for atom in wanted}
-    if across == "error":
-        relative = {a.dim: relative[a.dim] / max(1, dense - cost({a.dim: a.size - 1})) for a in wanted}
-    elif across == "mean":
-        relative = {dim: _relative(values) for dim, values in relative.items()}
-
-    def counts(threshold: float) -> dict[Dim, int]:
-        return {a.dim: count_for(a, float(np.sum(relative[a.dim] >= threshold)), request) for a in wanted}
-
-    least = {atom.dim: count_for(atom, 0, request) for atom in wanted}
-    if cost(least) > target:
-        raise BudgetError(
-            f"{name} cannot be brought to {_share(target, dense)}: the least reachable is {_share(cost(least), dense)}",
-            hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",
-        )
-    levels = np.unique(np.concatenate([*relative.values(), [np.inf]]))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if cost(counts(levels[middle])) <= target:
-            high = middle
-        else:
-            low = middle + 1
-    return _fill(wanted, counts(levels[low]), relative, request, lambda sizes: cost(sizes) <= target)
+def admissible(atom: Atom, request: Request) -> npt.NDArray[np.int64]:
+    """The counts that `count_for` gives, ascending."""
+    step = _step(atom, request)
+    return np.array([*range(count_for(atom, 0, request), atom.size, step), atom.size], np.int64)
 
 
-def _relative(values: np.typing.NDArray[np.float64]) -> np.typing.NDArray[np.float64]:
-    mean = values.mean()
-    return values / mean if mean > 0 else np.ones_like(values)
-
-
-def _fill(
-    wanted: list[Atom],
-    counts: dict[Dim, int],
-    relative: Scores,
-    request: Request,
-    fits: Callable[[dict[Dim, int]], bool],
-) -> dict[Dim, int]:
-    """Put the dearest removed positions back, a multiple at a time, for as long as the target still holds."""
-    ranked = {atom.dim: np.sort(relative[atom.dim])[::-1] for atom in wanted}
-    waiting = [(-float(ranked[a.dim][counts[a.dim]]), i) for i, a in enumerate(wanted) if counts[a.dim] < a.size]
-    heapify(waiting)
-    while waiting:
-        _, i = heappop(waiting)
-        dim = wanted[i].dim
-        more = {**counts, dim: count_for(wanted[i], counts[dim] + 1, request)}
-        if fits(more):
-            counts = more
-            if counts[dim] < wanted[i].size:
-                heappush(waiting, (-float(ranked[dim][counts[dim]]), i))
-    return counts
+def _step(atom: Atom, request: Request) -> int:
+    return math.lcm(request.multiple if atom.size >= LARGE * request.multiple else 1, atom.multiple)
 
 
 def _share(count: float, dense: float) -> str:

@@ -1,8 +1,9 @@
-"""What graphprune knows, as tables: the ops of the ONNX standard and of ONNX Runtime, and the scores."""
+"""What graphprune knows, as tables: the ops of the ONNX standard and of ONNX Runtime, scores, allocators."""
 
 from __future__ import annotations
 
 from graphprune import formats
+from graphprune.allocate import ALLOCATORS
 from graphprune.rules import FROZEN, RULES
 from graphprune.scores import SCORES
 
@@ -34,4 +35,12 @@ def scores() -> list[dict[str, str]]:
     return [
         {"name": score.name, "needs": score.needs, "paper": score.doc.splitlines()[0]}
         for _, score in sorted(SCORES.items())
+    ]
+
+
+def allocators() -> list[dict[str, str]]:
+    """One row an allocator: name, what it needs beside scores and costs, and its first line (with the paper)."""
+    return [
+        {"name": one.name, "needs": one.needs, "paper": one.doc.splitlines()[0]}
+        for _, one in sorted(ALLOCATORS.items())
     ]

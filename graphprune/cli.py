@@ -1,4 +1,4 @@
-"""The command line: ``graphprune inspect | profile | plan | apply | prune | verify | ops | scores``.
+"""The command line: ``graphprune inspect | profile | plan | apply | prune | verify | ops | scores | allocators``.
 
 Nothing is written before verification has passed; what is printed and how errors look is in terminal.
 """
@@ -22,6 +22,7 @@ from graphprune.options import (
     AsJson,
     Compensating,
     Force,
+    Holding,
     ModelPath,
     Output,
     Repair,
@@ -33,7 +34,7 @@ from graphprune.options import (
     VerifyMode,
     grouped,
 )
-from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, stage
+from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, reached, stage
 from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
@@ -134,12 +135,14 @@ def plan(
     seed: Seed = 0,
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
-    loaded, calib = _load(model), calibration(source.calibration, score)
-    terminal.guard(_sources(loaded, model, calib), [output])
+    request, loaded = target.request, _load(model)
+    calib = calibration(source.calibration, score, allocator=request.allocator)
+    terminal.guard(_sources(loaded, model, calib), [output, target.state])
     with terminal.progress_bars() as progress:
-        needed = needs_data(score)
-        loaded, seen = loaded.learned(calib, target.request, moments=needed, seed=seed, progress=progress)
-        made = loaded.plan(target.request, score, seed=seed, progress=progress, **seen)
+        needed = needs_data(score, request.allocator)
+        loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
+        tried = loaded.tried(seen, memo=loaded.memo(target.state, seen))
+        made = loaded.plan(request, score, tried=tried, seed=seed, progress=progress, **seen)
     if output:
         terminal.write(output, made.to_json())
     else:
@@ -180,6 +183,7 @@ def prune(
     target: Target,
     source: Source,
     repair: Repair,
+    holding: Holding,
     score: ScoreName = "l2",
     plan_out: Annotated[Path | None, typer.Option("--plan-out", help="Also write the plan.")] = None,
     report: ReportPath = None,
@@ -190,14 +194,20 @@ def prune(
 ) -> None:
     """Shrink a model: plan, cut, prove, report."""
     _check_modes(verify, report)
-    request, loaded = target.request, _load(model)
-    calib = calibration(source.calibration, score, repair.compensate)
-    terminal.guard(_sources(loaded, model, calib, force=force), [output, plan_out, report], hint=_FORCE)
+    goal = holding.goal(output.suffix)
+    request, loaded = target.towards(goal), _load(model)
+    calib = calibration(source.calibration, score, repair.compensate, request.allocator)
+    written = [output, plan_out, report, target.state, holding.curve]
+    terminal.guard(_sources(loaded, model, calib, force=force), written, hint=_FORCE)
     with terminal.progress_bars() as progress:
-        needed = how_to(repair.compensate) is not None or needs_data(score)
+        how, damping = how_to(repair.compensate), repair.damping
+        needed = how is not None or needs_data(score)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
-        made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
-        loaded = _repaired(loaded, made, seen, repair, progress)
+        memo = loaded.memo(target.state, seen, how, damping)
+        make = loaded.maker(request, score, seen, how=how, damping=damping, memo=memo, seed=seed, progress=progress)
+        (loaded, made), curve = reached(make, request, goal, memo, progress)
+    if holding.curve and curve:
+        terminal.write(holding.curve, curve.render(holding.curve.suffix))
     _finish(loaded, made, model, output, plan_out, verify, report, as_json, seed, force)
 
 
@@ -241,6 +251,12 @@ def ops(as_json: AsJson = False) -> None:
 def scores(as_json: AsJson = False) -> None:
     """List the scores: what each needs, and the paper it comes from."""
     _print_catalogue(catalogue.scores(), as_json)
+
+
+@app.command()
+def allocators(as_json: AsJson = False) -> None:
+    """List the allocators: what each needs, and the paper it comes from."""
+    _print_catalogue(catalogue.allocators(), as_json)
 
 
 def _finish(

@@ -61,16 +61,20 @@ def compensate(
     """What becomes of the weights and biases of consumers that lose positions, at full size."""
     changed = Changed({}, {})
     for consumer in losing(analysis, chosen):
-        if all(site in moments for site in consumer.sites):
-            whole = merged([moments[site] for site in consumer.sites])
-            if whole.count:
-                _change(changed, analysis, consumer, take(consumer.dim, chosen), whole, damping, how)
+        found = refit(analysis, consumer, take(consumer.dim, chosen), moments, damping, how)
+        changed.values.update(found.values)
+        changed.add.update(found.add)
     return changed
 
 
 def losing(analysis: Analysis, chosen: Chosen) -> list[Consumer]:
     """The consumers that lose positions, the same ones for all of their outputs."""
-    return [c for c in consumers(analysis) if touched(c.dim, chosen) and not followed(c.dim, chosen)]
+    return [consumer for consumer in consumers(analysis) if loses(consumer, chosen)]
+
+
+def loses(consumer: Consumer, chosen: Chosen) -> bool:
+    """Whether ``consumer`` loses positions, the same ones for all of its outputs."""
+    return touched(consumer.dim, chosen) and not followed(consumer.dim, chosen)
 
 
 def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Moments]) -> float:
@@ -138,15 +142,21 @@ def divide(target: Floats, inner: Floats) -> Floats:
     return np.asarray(target @ np.linalg.pinv(inner, hermitian=True), np.float64)
 
 
-def _change(
-    changed: Changed,
+def refit(
     analysis: Analysis,
     consumer: Consumer,
     kept: npt.NDArray[np.int64],
-    whole: Moments,
-    damping: float,
-    how: How,
-) -> None:
+    moments: Mapping[Site, Moments],
+    damping: float = DAMPING,
+    how: How = "least-squares",
+) -> Changed:
+    """What becomes of the weight and bias of one consumer that keeps the positions ``kept``, at full size."""
+    changed = Changed({}, {})
+    if any(site not in moments for site in consumer.sites):
+        return changed
+    whole = merged([moments[site] for site in consumer.sites])
+    if not whole.count:
+        return changed
     graph = analysis.graph
     bias = bias_of(analysis, consumer)
     stored = analysis.read(consumer.weight)
@@ -167,6 +177,7 @@ def _change(
         node = consumer.nodes[0]
         behind = len(graph.shape(node.outputs[0]) or ()) - 2 if node.op.startswith("conv") else 0
         changed.add[node.outputs[0]] = lost.astype(stored.dtype).reshape(-1, *[1] * behind)
+    return changed
 
 
 def _outputs(consumer: Consumer, stored: Array) -> int:

@@ -122,8 +122,12 @@ class CostModel:
         """Multiply-accumulates of all contractions at the example sizes."""
         return round(self._macs(sizes))
 
+    def bytes(self, sizes: Sizes) -> int:
+        """Bytes of the stored weights."""
+        return round(self._bytes(sizes))
+
     def __call__(self, sizes: Sizes) -> Cost:
-        return Cost(self.params(sizes), self.macs(sizes), round(self._bytes(sizes)))
+        return Cost(self.params(sizes), self.macs(sizes), self.bytes(sizes))
 
 
 def _weight(fixed: float, layouts: list[Layout]) -> _Term | _Copies:

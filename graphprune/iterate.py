@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from graphprune.budget import TARGETS, amount
 from graphprune.cost import CostModel
 from graphprune.errors import UsageError
 from graphprune.pipeline import Result, load, prune
@@ -38,17 +39,20 @@ def prune_in_steps(
 ) -> Result:
     """Prune ``module`` in ``steps`` steps, calling ``callback(model, step)`` after each (train there).
 
-    ``request`` is that of `graphprune.prune`: the target (``keep``, ``params`` or ``macs``, a share) is what is left at
-    the end. With ``state`` a folder, every step is saved there and a later call with the same arguments goes on.
+    ``request`` is that of `graphprune.prune`: the target (``keep``, ``params``, ``macs`` or ``bytes``, a share) is what
+    is left at the end. With ``state`` a folder, every step is saved there and a later call with the same arguments goes
+    on.
     """
     if schedule not in SCHEDULES:
         raise UsageError(f"there is no schedule {schedule!r}", hint=f"choose one of {', '.join(SCHEDULES)}")
     if steps < 1:
         raise UsageError(f"{steps} steps make no sense", hint="at least 1")
-    target = next((name for name in ("keep", "params", "macs") if request.get(name) is not None), None)
-    if target is None or not 0 < request[target] <= 1:
-        raise UsageError("give keep, params or macs as a share of the dense model", hint="for example macs=0.5")
-    final = request.pop(target)
+    given = {name: amount(request.pop(name)) for name in ("keep", *TARGETS) if request.get(name) is not None}
+    target, final = next(iter(given.items()), ("", 0.0))
+    if len(given) != 1 or not 0 < final <= 1:
+        raise UsageError(
+            f"give one of keep, {', '.join(TARGETS)} as a share of the dense model", hint="for example macs=0.5"
+        )
     request = {**request, "example_inputs": example_inputs}
     left = [SCHEDULES[schedule](final, step / steps) for step in range(steps + 1)]
     asked = {target: final, "steps": steps, "schedule": schedule, **_plain(request)}
@@ -73,9 +77,9 @@ def _plain(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dense(module: Any, target: str, example_inputs: Any) -> int:
-    """Parameters or MACs before the first step, so that what rounding left over in one step is made up in the next."""
+    """The cost before the first step, so that what rounding left over in one step is made up in the next."""
     cost = CostModel(load(module, example_inputs=example_inputs).analysis)({})
-    return cost.params if target == "params" else cost.macs
+    return int(getattr(cost, target))
 
 
 class _Store:

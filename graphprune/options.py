@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, signature
 from itertools import zip_longest
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from graphprune.budget import Request
+from graphprune.budget import TARGETS, Request
 from graphprune.data import Calibration
 from graphprune.errors import UsageError
+from graphprune.smallest import Goal
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", readable=False, help="The ONNX file to read.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write the smaller model.")]
@@ -31,10 +32,24 @@ class Target:
     """What is to be left, and of what."""
 
     keep: Annotated[float | None, typer.Option(help="Share of every Dim that stays, such as 0.5.")] = None
-    params: Annotated[float | None, typer.Option(help="Parameters that stay: a share up to 1, or a count.")] = None
-    macs: Annotated[float | None, typer.Option(help="Multiply-accumulates that stay: a share up to 1, or a count.")] = (
-        None
-    )
+    params: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Parameters that stay at the most: 0.5, or 60M.")
+    ] = None
+    macs: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Multiply-accumulates that stay at the most: 0.5, or 5G.")
+    ] = None
+    bytes: Annotated[
+        str | None, typer.Option(metavar="SHARE|COUNT", help="Bytes of weights that stay at the most: 0.5, or 50MB.")
+    ] = None
+    allocator: Annotated[
+        str | None,
+        typer.Option(help="How these are shared out between Dims (default: global); see graphprune allocators."),
+    ] = None
+    tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
+    state: Annotated[
+        Path | None,
+        typer.Option(help="A file for what candidates came to: a run that was killed goes on where it was."),
+    ] = None
     multiple: Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")] = 8
     floor: Annotated[float, typer.Option(help="Least share of a Dim that stays.")] = 0.1
     include: Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")] = (
@@ -54,12 +69,40 @@ class Target:
         bool, typer.Option(help="Let each group keep its own channels, each key head its own query heads.")
     ] = True
 
+    def towards(self, goal: Goal | None) -> Request:
+        """As the budget takes it; with a goal, the cost that is brought down may be all there is."""
+        free = goal is not None and getattr(self, goal.shrink) is None
+        whole: Any = {goal.shrink: "100%"} if goal and free else {}
+        return replace(self, **whole).request
+
     @property
     def request(self) -> Request:
         """As the budget takes it."""
         names, others, kinds = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
-        sizes = self.keep, self.params, self.macs, self.multiple, self.floor
-        return Request(*sizes, names, others, kinds, self.finer)
+        limits = self.keep, self.params, self.macs, self.bytes
+        return Request(*limits, self.multiple, self.floor, names, others, kinds, self.finer, self.allocator, self.tries)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the smallest model is to hold."""
+
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="Find the smallest model: COMMAND is given the path of each, and prints a number."
+        ),
+    ] = None
+    drop: Annotated[float, typer.Option(help="How much worse the metric may get, as a share of it.")] = 0.01
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The metric is an error.")] = False
+    shrink: Annotated[str, typer.Option(metavar="|".join(TARGETS), help="The cost that is brought down.")] = "macs"
+    curve: Annotated[Path | None, typer.Option(help="Also write all models on the way: .csv or .svg.")] = None
+
+    def goal(self, suffix: str) -> Goal | None:
+        """As the library takes it, for models in files that end in ``suffix``."""
+        if self.metric is None:
+            return None
+        return Goal(self.metric, self.drop, self.shrink, self.lower_is_better, suffix)
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune import formats
+from graphprune.allocate import ALLOCATORS, CostFunction
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates, pairs
 from graphprune.compensate import Changed, How, best_damping, compensate
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
+from graphprune.data.cache import data_key, model_key
 from graphprune.data.moments import measured, thin
-from graphprune.dims import Chosen, Dim, atoms
+from graphprune.dims import Chosen, Dim, Positions, atoms
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.graph import Array
+from graphprune.memo import Memo
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
 from graphprune.sequential import in_order
+from graphprune.smallest import Curve, Goal, smallest
 from graphprune.stats import Batches, Moments
+from graphprune.tried import Tried
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
@@ -223,18 +228,80 @@ class Loaded:
         return Scored(score_atoms(task, score), task.notes)
 
     def plan(
-        self, request: Request, score: str = "l2", *, scores: Scores | None = None, seed: int = 0, **data: Any
+        self,
+        request: Request,
+        score: str = "l2",
+        *,
+        scores: Scores | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
+        tried: Callable[[Chosen], float] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **data: Any,
     ) -> Plan:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
         ``scores`` are those that `scores` found by ``score``, where several plans are made of them; else they are found
-        now, with ``data`` as it takes them.
+        now, with ``data`` as it takes them. ``costs`` are further ones that the request may limit, by name, and
+        ``tried`` is how allocators that look at outputs try what they would keep (see `tried`).
         """
-        found = self.scores(request, score, seed=seed, **data) if scores is None else scores
+        found = self.scores(request, score, seed=seed, progress=progress, **data) if scores is None else scores
         wanted, across = candidates(self.analysis, request), SCORES[score].across
-        chosen = allocate(self.analysis, wanted, found, request, across) if self.analysis.prunable else {}
+        chosen: dict[Dim, Positions] = {}
+        if self.analysis.prunable:
+            how: Any = {"costs": costs, "tried": tried, "seed": seed, "progress": stage(progress, "allocating")}
+            chosen = allocate(self.analysis, wanted, found, request, across, **how)
         made = make_plan(self.analysis, chosen, score, _asked(request, seed))
         return replace(made, notes=found.notes if isinstance(found, Scored) else ())
+
+    def maker(
+        self,
+        request: Request,
+        score: str = "l2",
+        seen: Mapping[str, Any] | None = None,
+        *,
+        how: How | Literal["best"] | None = None,
+        damping: float | None = None,
+        costs: Mapping[str, CostFunction] | None = None,
+        memo: Memo | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **data: Any,
+    ) -> Callable[[Request], tuple[Loaded, Plan]]:
+        """What plans requests that differ from this one in targets: the model, made up for what goes, and its plan.
+
+        Scores are found once, by what was ``seen`` (see `learned`) and ``data``, as `scores` takes them; the same data
+        make up for what goes as ``how`` says (see `compensated`), and are what allocators try candidates on.
+        """
+        seen = seen or {}
+        found = self.scores(request, score, seed=seed, progress=progress, **{**seen, **data})
+        tried = self.tried(seen if how else {**seen, "moments": None}, damping=damping, memo=memo)
+
+        def make(request: Request) -> tuple[Loaded, Plan]:
+            given: Any = {"scores": found, "costs": costs, "tried": tried, "seed": seed, "progress": progress}
+            plan = self.plan(request, score, **given)
+            if not seen or how is None:
+                return self, plan
+            watch = stage(progress, "compensating")
+            return self.compensated(plan, seen["moments"], damping, how, seen["batches"], watch), plan
+
+        return make
+
+    def tried(self, seen: Mapping[str, Any], *, damping: float | None = None, memo: Memo | None = None) -> Tried | None:
+        """How allocators try what they would keep, on what was `learned`; None where there are no data to run on."""
+        batches = seen.get("batches") or seen.get("sample")
+        if not batches:
+            return None
+        return Tried(self.format, self.model, self.analysis, batches, seen.get("moments"), damping, memo)
+
+    def memo(
+        self, state: str | Path | None, seen: Mapping[str, Any], how: str | None = "best", damping: float | None = None
+    ) -> Memo:
+        """What was found of this model, by what was ``seen`` and made up for so, in the file ``state`` if any."""
+        if state is None:
+            return Memo()
+        keys = model_key(self.analysis.graph), data_key(seen.get("batches") or ()), how, damping
+        return Memo(Path(state), " ".join(map(str, keys)))
 
     def _drift(self, samples: Sequence[Mapping[str, Any]]) -> Callable[[Chosen], float]:
         """How far the outputs on ``samples`` move when all positions but those kept are zeroed."""
@@ -285,12 +352,13 @@ class Loaded:
 
 @dataclass
 class Result:
-    """A pruned model with its plan and report."""
+    """A pruned model with its plan and report; ``curve``: the models that were measured on the way, if any were."""
 
     loaded: Loaded
     pruned: Any
     plan: Plan
     report: Report
+    curve: Curve | None = None
 
     @property
     def model(self) -> Any:
@@ -344,8 +412,11 @@ def prune(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     keep: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
+    params: float | str | None = None,
+    macs: float | str | None = None,
+    bytes: float | str | None = None,
+    allocator: str | None = None,
+    tries: int | None = None,
     score: str = "l2",
     multiple: int = 8,
     floor: float = 0.1,
@@ -358,6 +429,11 @@ def prune(
     calib: Any = None,
     compensate: bool | str | None = None,
     damping: float | None = None,
+    metric: Callable[[Any], float] | str | None = None,
+    drop: float = 0.01,
+    shrink: str = "macs",
+    lower_is_better: bool = False,
+    state: str | Path | None = None,
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -371,30 +447,61 @@ def prune(
     ``compensate`` says (see `Loaded.compensated`; false or "none" for nothing), else as is "best". Where no data are
     given, a score that needs them and ``compensate=True`` take the best source that needs none.
 
+    With ``metric`` (a function of a model, or a command that is given the path of one and prints a number) the result
+    is the smallest model for which it is at most ``drop`` worse, as a share of what the whole model gets; ``shrink`` is
+    the cost that is brought down, below its own target if it has one. By the file ``state`` a killed run goes on.
+
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
     >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
     (True, True)
     """
     names, others, kinds = map(_patterns, (include, exclude, allow))
-    request = Request(keep, params, macs, multiple, floor, names, others, kinds, finer)
+    goal = None if metric is None else Goal(metric, drop, shrink, lower_is_better)
+    limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes}
+    if goal and limits[shrink] is None:
+        limits[shrink] = 1.0
+    sizes: dict[str, Any] = {
+        "multiple": multiple,
+        "floor": floor,
+        "finer": finer,
+        "allocator": allocator,
+        "tries": tries,
+    }
+    request = Request(**limits, **sizes, include=names, exclude=others, allow=kinds)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
-    asked, by = calibration(calib, score, compensate), how_to(compensate)
+    asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
-    how = {**seen, "loss": loss, "batches": seen.get("batches") if batches is None else batches}
-    plan = loaded.plan(request, score, seed=seed, progress=progress, **how)
-    if seen and by:
-        watch = stage(progress, "compensating")
-        loaded = loaded.compensated(plan, seen["moments"], damping, by, seen["batches"], watch)
-    return loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
+    own = {"loss": loss, **({} if batches is None else {"batches": batches})}
+    memo = loaded.memo(state, seen, by, damping)
+    make = loaded.maker(request, score, seen, how=by, damping=damping, memo=memo, seed=seed, progress=progress, **own)
+    (loaded, plan), curve = reached(make, request, goal, memo, progress)
+    result = loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
+    return replace(result, curve=curve)
 
 
-def calibration(calib: Any, score: str = "", compensate: bool | str | None = None) -> Calibration | None:
+def reached(
+    make: Callable[[Request], tuple[Loaded, Plan]],
+    request: Request,
+    goal: Goal | None,
+    memo: Memo | None = None,
+    progress: Progress | None = None,
+) -> tuple[tuple[Loaded, Plan], Curve | None]:
+    """What ``make`` makes of ``request``; with a ``goal`` the smallest that holds, and the curve on the way there."""
+    if goal is None:
+        return make(request), None
+    return smallest(make, request, goal, memo=memo, progress=stage(progress, "bisecting"))
+
+
+def calibration(
+    calib: Any, score: str = "", compensate: bool | str | None = None, allocator: str | None = None
+) -> Calibration | None:
     """What ``calib`` asks for; the best that needs no data where none is given and something needs it; else None."""
     asked = calib if isinstance(calib, Calibration) else Calibration(calib)
     changed = compensate is not None and how_to(compensate) is not None
-    return asked if changed or needs_data(score) or asked.source is not None else None
+    needed = changed or needs_data(score, allocator)
+    return asked if needed or asked.source is not None else None
 
 
 def how_to(compensate: bool | str | None) -> Any:
@@ -406,9 +513,10 @@ def how_to(compensate: bool | str | None) -> Any:
     return "best" if compensate is None or compensate is True else compensate
 
 
-def needs_data(score: str) -> bool:
-    """Whether ``score`` looks at activations."""
-    return score in SCORES and "data" in SCORES[score].needs
+def needs_data(score: str, allocator: str | None = None) -> bool:
+    """Whether ``score`` looks at activations, or ``allocator`` at outputs."""
+    scores = score in SCORES and "data" in SCORES[score].needs
+    return scores or (allocator in ALLOCATORS and ALLOCATORS[allocator].needs == "data")
 
 
 def verify(source: Any, *, inputs: Mapping[str, Any] | None = None, seed: int = 0) -> list[Check]:

@@ -436,8 +436,8 @@ def test_weights_that_are_not_finite(value: float, score: str, tmp_path: Path) -
 # Requests.
 
 REQUESTS: dict[str, tuple[int, str]] = {
-    "": (USAGE, "exactly one of keep, params and macs"),
-    "--keep 0.5 --macs 0.5": (USAGE, "exactly one of keep, params and macs"),
+    "": (USAGE, "give keep, or one or several of params, macs, bytes"),
+    "--keep 0.5 --macs 0.5": (USAGE, "give keep, or one or several of params, macs, bytes"),
     "--keep nan": (USAGE, "a target of nan makes no sense"),
     "--keep inf": (USAGE, "a target of inf"),
     "--keep 0": (USAGE, "a target of 0.0"),
@@ -446,6 +446,13 @@ REQUESTS: dict[str, tuple[int, str]] = {
     "--params nan": (USAGE, "a target of nan"),
     "--params -5": (USAGE, "a target of -5.0"),
     "--macs 0": (USAGE, "a target of 0.0"),
+    "--macs half": (USAGE, "'half' is no number"),
+    "--bytes 100B --params 0.5 --macs 0.001": (BUDGET, "macs and bytes cannot be brought to"),
+    "--macs 0.5 --allocator frob": (USAGE, "there is no allocator 'frob'"),
+    "--keep 0.5 --allocator flap": (USAGE, "nothing for the allocator 'flap' to share out"),
+    "--macs 0.5 --tries 0": (USAGE, "0 tries make no sense"),
+    "--metric ls --drop -1": (USAGE, "a drop of -1.0 makes no sense"),
+    "--metric ls --shrink size": (USAGE, "there is no cost 'size'"),
     "--keep half": (USAGE, "Invalid value for '--keep'"),
     "--macs 0.0001": (BUDGET, "the least reachable is 3.3% (42,512 of 1,282,960)"),
     "--params 10": (BUDGET, "the least reachable is 3.9% (1,517 of 39,250)"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import graphprune
 from graphprune.analysis import Analysis, Atom, analyse
-from graphprune.budget import LARGE, Request, allocate, candidates, count_for, least_count, top
+from graphprune.budget import LARGE, Request, allocate, amount, candidates, count_for, least_count, top
 from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
 from graphprune.errors import BudgetError, UsageError
@@ -242,12 +242,50 @@ def test_scores_of_nothing_but_zeros() -> None:
 
 
 def test_what_a_request_says() -> None:
-    assert Request(keep=0.5).target == ("keep", 0.5)
-    assert Request(macs=3).target == ("macs", 3)
-    with pytest.raises(UsageError, match="exactly one of keep, params and macs"):
-        Request()
-    with pytest.raises(UsageError, match="exactly one of keep, params and macs"):
-        Request(keep=0.5, macs=0.5)
+    assert Request(keep=0.5).targets == {"keep": 0.5}
+    assert Request(macs=3).targets == {"macs": 3}
+    assert Request(macs="5G", params="60M", bytes="1.5MiB").targets == {
+        "params": 6e7,
+        "macs": 5e9,
+        "bytes": 1.5 * 1024**2,
+    }
+    refused: list[dict[str, Any]] = [{}, {"keep": 0.5, "macs": 0.5}]
+    for options in refused:
+        with pytest.raises(UsageError, match="give keep, or one or several of params, macs, bytes"):
+            Request(**options)
+    with pytest.raises(UsageError, match="nothing for the allocator 'flap' to share out"):
+        Request(keep=0.5, allocator="flap")
+    with pytest.raises(UsageError, match="there is no allocator 'best'"):
+        Request(macs=0.5, allocator="best")
+    with pytest.raises(UsageError, match="0 tries"):
+        Request(macs=0.5, tries=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("0.5", 0.5),
+        ("50%", 0.5),
+        ("1e6", 1e6),
+        ("60M", 6e7),
+        ("60m", 6e7),
+        ("5G", 5e9),
+        ("3k", 3e3),
+        ("2T", 2e12),
+        ("50MB", 5e7),
+        ("1KiB", 1024),
+        ("12B", 12),
+    ],
+)  # fmt: skip
+def test_amounts_in_words(words: str, number: float) -> None:
+    assert amount(words) == number
+    assert amount(number) == number
+
+
+@pytest.mark.parametrize("words", ["", "half", "M", "5 apples", "1.2.3", "i", "5i", "60Q", "nan%"])
+def test_words_that_are_no_amount(words: str) -> None:
+    with pytest.raises(UsageError, match="is no number"):
+        amount(words)
 
 
 # Patterns.

@@ -18,6 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 import graphprune
+from graphprune.allocate import ALLOCATORS
 from graphprune.formats import onnx as format_
 from graphprune.scores import SCORES
 from models import digits, real
@@ -27,7 +28,7 @@ from tests.test_plan import renamed
 
 DIGITS = digits.PATH
 HALF = ("--keep", "0.5")
-COMMANDS = ("inspect", "plan", "apply", "prune", "verify", "ops", "scores")
+COMMANDS = ("inspect", "plan", "apply", "prune", "verify", "ops", "scores", "allocators")
 
 
 def sizes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -49,17 +50,20 @@ def test_version() -> None:
     assert command("--version").done().out == f"graphprune {graphprune.__version__}\n"
 
 
-TARGET = "--keep --params --macs --multiple --floor --include --exclude --allow"
+TARGET = "--keep --params --macs --bytes --allocator --tries --state --multiple --floor --include --exclude --allow"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"
+HOLDING = "--metric --drop --lower-is-better --shrink --curve"
 OPTIONS = {
     "inspect": "--explain --json --graphml --dot",
     "plan": f"--output -o {TARGET} {SOURCE} --score --seed",
     "apply": f"--output -o {SOURCE} {REPAIR} --verify --report --json --seed --force",
-    "prune": f"--output -o {TARGET} {SOURCE} {REPAIR} --score --plan-out --report --json --verify --seed --force",
+    "prune": f"--output -o {TARGET} {HOLDING} {SOURCE} {REPAIR} --score --plan-out --report --json --verify --seed"
+    " --force",
     "verify": f"{SOURCE} {REPAIR} --plan --seed --json",
     "ops": "--json",
     "scores": "--json",
+    "allocators": "--json",
 }
 
 
@@ -406,6 +410,27 @@ def test_scores() -> None:
     assert all(set(row) == {"name", "needs", "paper"} and all(row.values()) for row in rows)
     text = command("scores").done().out
     assert all(name in text for name in SCORES)
+
+
+def test_allocators() -> None:
+    rows = command("allocators", "--json").done().json
+    assert [row["name"] for row in rows] == sorted(ALLOCATORS)
+    assert all(set(row) == {"name", "needs", "paper"} and all(row.values()) for row in rows)
+    text = command("allocators").done().out
+    assert all(name in text for name in ALLOCATORS)
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_a_plan_by_each_allocator(name: str, tmp_path: Path) -> None:
+    """Two limits, in words; the plan says how it was made, and keeps to both."""
+    limits = ("--macs", "60%", "--bytes", "0.1MB", "--allocator", name, "--tries", 2, "--calib", "noise", "--no-cache")
+    command("plan", DIGITS, "-o", tmp_path / "plan.json", *limits, "--multiple", 1).done()
+    loaded, plan = graphprune.load(DIGITS), graphprune.Plan.load(tmp_path / "plan.json")
+    report = loaded.apply(plan, verify="none", latency=False).report
+    assert report.pruned.macs <= 0.6 * report.dense.macs
+    assert report.pruned.bytes <= 1e5
+    assert plan.request["allocator"] == name
+    assert (plan.request["macs"], plan.request["bytes"]) == ("60%", "0.1MB")
 
 
 # What goes where.

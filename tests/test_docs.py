@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 from graphprune import cli
+from graphprune.allocate import ALLOCATORS
 from graphprune.rules import FROZEN, RULES
 from graphprune.scores import SCORES
 from models import digits
@@ -85,7 +86,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "models").mkdir()
     shutil.copy(digits.PATH, tmp_path / "models")
     monkeypatch.chdir(tmp_path)
-    tables: list[dict[str, Any]] = [RULES, FROZEN, SCORES]
+    tables: list[dict[str, Any]] = [RULES, FROZEN, SCORES, ALLOCATORS]
     before = [dict(table) for table in tables]
     yield tmp_path
     for table, saved in zip(tables, before, strict=True):

@@ -18,11 +18,10 @@ from graphprune.rules import registry
 
 ROOT = Path(graphprune.__file__).parent
 ORDER = (
-    "errors", "memory", "graph", "integers", "dims", "signature", "rules", "values", "nesting", "analysis", "consumers",
-    "stats", "propagate", "compensate", "sequential", "scores", "cost",
-    "budget", "places", "plan", "latency", "formats", "data", "verify", "explain", "report", "pipeline", "iterate",
-    "profile",
-    "catalogue", "terminal", "options", "cli", "__init__", "__main__",
+    "errors", "memory", "memo", "graph", "classes", "integers", "dims", "signature", "rules", "values", "nesting",
+    "analysis", "consumers", "stats", "propagate", "compensate", "sequential", "scores", "cost",
+    "allocate", "budget", "places", "plan", "latency", "formats", "data", "verify", "tried", "explain", "report",
+    "smallest", "pipeline", "iterate", "profile", "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""
 OUTSIDE = ("onnx", "onnx_graphsurgeon", "onnxruntime", "torch")

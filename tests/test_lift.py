@@ -359,10 +359,10 @@ def test_other_outputs_are_means() -> None:
 )
 def test_what_is_a_choice(name: str, choice: bool) -> None:
     """Softmax and linear ends are; a layer norm, a sigmoid and recurrent states are not."""
-    from graphprune.formats.torch.loss import _classes
+    from graphprune.classes import classes
 
     graph = graphprune.load(MODELS[name]()).analysis.graph
-    assert any(_classes(graph, output) for output in graph.outputs) is choice
+    assert any(classes(graph, output) for output in graph.outputs) is choice
 
 
 def test_draws_follow_the_seed() -> None:

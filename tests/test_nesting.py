@@ -284,6 +284,21 @@ def test_zeros_at_other_places_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
 # Choice.
 
 
+def test_heads_on_one_axis_with_a_batch_of_unknown_size() -> None:
+    """Where zeros would have to differ from head to head nobody knows how often: those Dims are not in that proof."""
+    net = Net()
+    x = net.input("n", 8)
+    q, k = (net.op("MatMul", x, net.weight(8, 12)) for _ in range(2))
+    q, k = net.op("Reshape", q, net.const([-1, 1, 3])), net.op("Reshape", k, net.const([-1, 3, 1]))
+    y = net.op("Reshape", net.op("MatMul", q, k), net.const([-1, 4]))
+    net.output(net.op("MatMul", y, net.weight(4, 5)))
+    subject = Subject(net.model())
+    width = subject.atom(3).dim
+    assert width.under is subject.atom(4).dim
+    assert width not in subject.format.maskable(subject.analysis)
+    assert subject.failures({width: np.array([[0, 1], [0, 2], [1, 2], [0, 1]])}) == []
+
+
 def kept(result: graphprune.Result) -> dict[int, Cut]:
     """Cuts by size."""
     return {cut.size: cut for cut in result.plan.cuts}

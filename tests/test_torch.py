@@ -450,9 +450,9 @@ def test_steps_with_training_mode_left_on(tmp_path: Path) -> None:
     [
         ({"schedule": "sudden"}, "no schedule 'sudden'"),
         ({"steps": 0}, "0 steps"),
-        ({"params": None}, "give keep, params or macs"),
-        ({"params": 0.0}, "give keep, params or macs"),
-        ({"params": 1.5}, "give keep, params or macs"),
+        ({"params": None}, "give one of keep, params, macs, bytes"),
+        ({"params": 0.0}, "give one of keep, params, macs, bytes"),
+        ({"params": 1.5}, "give one of keep, params, macs, bytes"),
     ],
 )
 def test_bad_steps(options: dict[str, Any], words: str) -> None:

@@ -16,6 +16,7 @@ import onnx
 import graphprune
 from graphprune.analysis import analyse
 from graphprune.cost import CostModel
+from graphprune.dims import counts
 from graphprune.formats import onnx as format_
 from graphprune.pipeline import Loaded, load
 from graphprune.plan import Plan
@@ -87,7 +88,7 @@ def _proved(title: str, way: str, proto: onnx.ModelProto) -> str:
     alike = "the same" if kernels[0] == kernels[1] else f"OTHERS: {kernels[1]}"
     names = ", ".join(f"{number} {kind}" for kind, number in kernels[0].items())
     cost = CostModel(analysis)
-    left = cost.macs({dim: len(index) for dim, index in chosen.items()}) / cost.macs({})
+    left = cost.macs(counts(chosen)) / cost.macs({})
     row = f"| {title} | {way} | {len(chosen)} | {' | '.join(errors)} | {names}; {alike} | {left:.0%} | {spent:.0f} |"
     print(row, flush=True)
     return row

@@ -143,6 +143,7 @@ def prove(row: Row, model: Any, analysis: Any) -> None:
     import numpy as np
 
     from graphprune.cost import CostModel
+    from graphprune.dims import counts
     from graphprune.formats import of
     from graphprune.verify import Proof
 
@@ -155,7 +156,7 @@ def prove(row: Row, model: Any, analysis: Any) -> None:
     row.permuted, row.zeroed = permutation.error or 0.0, zero.error or 0.0
     row.broken = broken(model, analysis, proof)
     cost = CostModel(analysis)
-    row.kept = cost.params({dim: len(index) for dim, index in half.items()}) / cost.params({})
+    row.kept = cost.params(counts(half)) / cost.params({})
     failed = [str(check) for check in (permutation, zero, runs) if not check.passed]
     failed += ["more than rounding"] if max(row.permuted, row.zeroed) > LIMITS[row.precision] else []
     idle = row.broken < max(SEEN, BEYOND * row.permuted)

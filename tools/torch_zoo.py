@@ -70,6 +70,7 @@ def measure(name: str) -> Row:
 
     from graphprune.analysis import analyse
     from graphprune.cost import CostModel
+    from graphprune.dims import counts
     from graphprune.errors import ReadError
     from graphprune.formats import of
     from graphprune.verify import Proof
@@ -100,7 +101,7 @@ def measure(name: str) -> Row:
     row.broken = broken(model, analysis, proof)
     cost = CostModel(analysis)
     row.params = cost.params({})
-    row.kept = cost.params({dim: len(index) for dim, index in half.items()}) / row.params
+    row.kept = cost.params(counts(half)) / row.params
     failed = [str(check) for check in (permutation, zero, runs) if not check.passed]
     failed += ["more than rounding"] if max(row.permuted, row.zeroed) > LIMIT else []
     failed += ["a Dim is idle: breaking its coupling does not show"] if row.broken < SEEN else []

@@ -1,4 +1,4 @@
-"""Write the tables of the documentation from the code: ops, scores, error messages.
+"""Write the tables of the documentation from the code: ops, scores, allocators, error messages.
 
     python -m tools.write_tables
 
@@ -85,6 +85,12 @@ def scores() -> str:
     return "\n".join(_table(("score", "needs beside the model", "what it is"), rows))
 
 
+def allocators() -> str:
+    """One row an allocator."""
+    rows = [(f"`{row['name']}`", row["needs"], row["paper"]) for row in catalogue.allocators()]
+    return "\n".join(_table(("allocator", "needs", "what it is"), rows))
+
+
 def codes() -> str:
     """One row an error class: its exit code and what it stands for."""
     rows = [(str(kind.exit_code), f"`{kind.__name__}`", (kind.__doc__ or "").splitlines()[0]) for kind in kinds()]
@@ -108,7 +114,13 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
-TABLES: dict[str, Callable[[], str]] = {"ops": ops, "scores": scores, "codes": codes, "texts": texts}
+TABLES: dict[str, Callable[[], str]] = {
+    "ops": ops,
+    "scores": scores,
+    "allocators": allocators,
+    "codes": codes,
+    "texts": texts,
+}
 
 
 def updated(page: str) -> str:

@@ -91,6 +91,7 @@ def prove(name: str, source: Any) -> Row:
     """A file or model read, analysed, cut to half of every Dim, proved, written, and run from what was written."""
     from graphprune.analysis import analyse
     from graphprune.cost import CostModel
+    from graphprune.dims import counts
     from graphprune.errors import GraphpruneError
     from graphprune.formats import of
     from graphprune.pipeline import Loaded
@@ -109,7 +110,7 @@ def prove(name: str, source: Any) -> Row:
         row.params, row.prunable, row.reasons = shares(analysis)
         chosen = Loaded(format, model, analysis).plan(HALF).chosen(analysis)
         cost = CostModel(analysis)
-        row.left = cost.params({dim: len(kept) for dim, kept in chosen.items()})
+        row.left = cost.params(counts(chosen))
         proof = Proof(format, model, analysis)
         with tempfile.TemporaryDirectory() as folder:
             path = format.save(format.apply(model, analysis, chosen), Path(folder) / "half.onnx")

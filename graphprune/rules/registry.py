@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.dims import Dim, Reason, freeze, tie
+from graphprune.dims import Dim, Reason, atoms, freeze, tie
 from graphprune.graph import Array, Body, Graph, Node, Weight
 from graphprune.integers import dequantise, quantise
 from graphprune.signature import Binding, Layout, Signature, bind, parse
@@ -79,6 +79,12 @@ class Mask:
     def dim(self) -> Dim:
         """What is summed over."""
         return self.layout[self.axis]
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is known where its positions are: how many there are, and of those that they may follow."""
+        above = {atom.under for atom in atoms(self.dim)}
+        return all(dim.size is not None for dim in self.layout if dim is self.dim or not above.isdisjoint(atoms(dim)))
 
 
 @dataclass(frozen=True)

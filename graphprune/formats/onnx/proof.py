@@ -47,7 +47,7 @@ def _puts_zeros(analysis: Analysis, mask: Mask) -> bool:
     """Whether zeros can be put there: on floats, or on integers with one zero point for all."""
     graph, name = analysis.graph, mask.node.inputs[mask.input]
     value = graph.values.get(name)
-    if mask.dim.size is None or value is None or value.shape is None:
+    if not mask.placed or value is None or value.shape is None:
         return False
     zero = graph.shape(mask.node.inputs[mask.zero]) if mask.zero is not None else ()
     return value.dtype in _ULP or (value.dtype in _INTEGERS and zero is not None and set(zero) <= {1})

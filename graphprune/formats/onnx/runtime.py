@@ -20,7 +20,7 @@ from graphprune.graph import Array, Graph
 from graphprune.memory import give_back
 
 Feeds = Mapping[str, Array]
-MOST = 1 << 27
+MOST = 1 << 26
 """Numbers that an input made at random has at the most."""
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _ORT_PLACE = re.compile(r"/\S+:\d+ ")

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from graphprune.classes import classes
 from graphprune.errors import UsageError
-from graphprune.graph import Graph, Node
+from graphprune.graph import Graph
 
-_PASS = ("identity", "cast", "reshape", "flatten", "squeeze", "unsqueeze", "slice", "dropout")
-_POOL = ("global_average_pool", "reduce_mean", "image")
-_SCALE = ("add", "sub", "mul", "div", "to", "_to_copy")
-_LINEAR = {"matmul": -1, "gemm": -1, "linear": -1, "conv": 1}
-"""The axis that the outputs of a layer are on."""
 _TINY = 1e-30
 TEMPERATURE = 2.0
 """What logits are divided by: a model that is sure of itself has hardly a gradient, and loses much all the same."""
@@ -30,15 +26,15 @@ _ROWS = 64
 
 def own_loss(graph: Graph, seed: int, *, labels: bool = True) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A loss of outputs by name; labels are drawn anew at each call. Without ``labels`` all outputs count as means."""
-    found = {name: _classes(graph, name) for name in graph.outputs if labels}
-    classes = {name: how for name, how in found.items() if how is not None}
+    found = {name: classes(graph, name) for name in graph.outputs if labels}
+    picks = {name: how for name, how in found.items() if how is not None}
     generator = torch.Generator().manual_seed(seed)
 
     def loss(outputs: Mapping[str, Tensor]) -> Tensor:
         floats = {name: value for name, value in outputs.items() if value.is_floating_point()}
         if not floats:
             raise UsageError("no output holds floating-point numbers", hint="give loss=lambda module, batch: ...")
-        picked = [_cross_entropy(value, classes[n], generator) for n, value in floats.items() if n in classes]
+        picked = [_cross_entropy(value, picks[n], generator) for n, value in floats.items() if n in picks]
         return torch.stack(picked or [_normal(value, generator) for value in floats.values()]).sum()
 
     return loss
@@ -50,7 +46,7 @@ def class_loss(graph: Graph) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]
     Zero where there are no such outputs.
     """
     flat = [name for name in graph.outputs if len(graph.shape(name) or ()) == 2]
-    found = {name: how for name in flat if (how := _classes(graph, name)) is not None}
+    found = {name: how for name in flat if (how := classes(graph, name)) is not None}
 
     def loss(outputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         terms = [_surprise(outputs[n], how, (labels * outputs[n].shape[1]).long()) for n, how in found.items()]
@@ -95,44 +91,3 @@ def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
     """Of a target drawn around the output: the gradient by the output is normal, in units of the output's size."""
     size = value.detach().square().mean().sqrt().clamp(min=_TINY)
     return (value * torch.randn(value.shape, generator=generator).to(value)).sum() / size
-
-
-def _classes(graph: Graph, name: str) -> str | None:
-    """Whether the last axis of an output is a choice: "probabilities", "logits", or None."""
-    shape, pooled = graph.shape(name), False
-    width = shape[-1] if shape else None
-    node = graph.producers.get(name)
-    while node is not None and shape is not None:
-        found = graph.shape(node.outputs[0])
-        if node.op in _LINEAR and len(node.inputs) > 1 and _constant(graph, node.inputs[1]):
-            own = found[_LINEAR[node.op]] if found else None
-            return "logits" if isinstance(width, int) and own == width > 1 else None
-        if "softmax" in node.op and not pooled:
-            rank, axis = len(found or ()), node.attrs.get("axis", -1 if graph.opset >= 13 else 1)
-            last = rank > 0 and axis % rank == rank - 1 and found is not None and found[-1] == width
-            return ("logits" if "log" in node.kind.lower() else "probabilities") if last else None
-        pooled = pooled or node.op in _POOL
-        node = _before(graph, node)
-    return None
-
-
-def _before(graph: Graph, node: Node) -> Node | None:
-    """The node whose positions this one hands on: shapes, pools, what is scaled or shifted by a constant."""
-    moving = [name for name in node.inputs if name and not _constant(graph, name)]
-    if node.op in (*_PASS, *_POOL):
-        return graph.producers.get(node.inputs[0])
-    scaled = node.op in _SCALE or (node.op == "pointwise" and node.kind in _SCALE)
-    return graph.producers.get(moving[0]) if scaled and len(moving) == 1 else None
-
-
-def _constant(graph: Graph, name: str, depth: int = 8) -> bool:
-    """Whether a value is a weight, or made of weights alone."""
-    node = graph.producers.get(name)
-    if name in graph.weights or name in graph.known or not name:
-        return True
-    return (
-        depth > 0
-        and node is not None
-        and bool(node.inputs)
-        and all(_constant(graph, i, depth - 1) for i in node.inputs)
-    )

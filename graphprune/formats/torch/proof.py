@@ -82,7 +82,7 @@ def maskable(analysis: Analysis) -> set[Dim]:
     """Atoms for which zeroing can be shown to equal removing."""
     able = {atom.dim for atom in analysis.prunable if not atom.inexact}
     for mask in analysis.facts.masks:
-        if mask.dim.size is None:
+        if not mask.placed:
             able -= set(atoms(mask.dim))
     return able & {atom for mask in analysis.facts.masks for atom in atoms(mask.dim)}
 
@@ -93,7 +93,7 @@ def mask(model: TorchModel, analysis: Analysis, chosen: Chosen) -> TorchModel:
     graph = made.traced.graph
     twins = dict(zip(model.traced.graph.nodes, graph.nodes, strict=True))
     for number, wanted in enumerate(analysis.facts.masks):
-        if not touched(wanted.dim, chosen) or wanted.dim.size is None:
+        if not touched(wanted.dim, chosen) or not wanted.placed:
             continue
         _mask(made, analysis, wanted, chosen, twins[model.calls[wanted.node.index].node], number)
     made.traced.recompile()
