@@ -377,7 +377,7 @@ def test_many_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(np.array_equal(parts[site].second, moments.second) for site, moments in whole.items())
 
 
-@settings(max_examples=12, deadline=None, phases=[Phase.generate])
+@settings(max_examples=7, deadline=None, phases=[Phase.generate])
 @given(
     seed=SEEDS,
     kernel=st.sampled_from([(1,), (3,), (2, 3), (3, 3)]),
