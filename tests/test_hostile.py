@@ -28,6 +28,7 @@ from graphprune.errors import GraphpruneError, ReadError, VerifyError, printable
 from graphprune.explain import network
 from graphprune.formats.onnx import view
 from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.probe import merge
 from graphprune.formats.onnx.read import DEEPEST
 from graphprune.graph import Graph, Node, Value, Weight
 from graphprune.values import Values
@@ -94,6 +95,22 @@ def test_giant_constants_are_not_computed(op: str, inputs: list[Any]) -> None:
     node = Node(0, op, "", tuple(arrays), ("y",), {})
     graph = Graph((node,), {"y": Value("y", (1, 2), "int64")}, weights, (), ("y",))
     assert Values(graph)("y") is None
+
+
+@pytest.mark.parametrize("text", [b"Relu", b"relu_4"])
+def test_nodes_whose_words_are_no_text(text: bytes, tmp_path: Path) -> None:
+    """protobuf gives bytes for them."""
+    path = saved(model(*layers(Net())), tmp_path)
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"\x80" + text[1:]))
+    with pytest.raises(ReadError, match="for text"):
+        graphprune.load(path)
+
+
+def test_a_rank_that_is_not_so() -> None:
+    """What the file tells of a value, and what comes out when it runs, are of different ranks."""
+    assert merge(("N",), [(2, 3), (4, 4)], {(2, 3): "n"}) == ("n", 4)
 
 
 @pytest.mark.parametrize("size", [GIANT, 1 << 26])

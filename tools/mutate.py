@@ -156,6 +156,7 @@ def hollow(proto: onnx.ModelProto, dice: Random) -> str:
 def numbers(proto: onnx.ModelProto, dice: Random) -> str:
     """A constant that ops take as a size, an axis or a bound becomes another."""
     found = [t for t in _all(proto, TensorProto) if t.data_type in (6, 7) and 0 < len(t.raw_data) <= 256]
+    found = [t for t in found if len(t.raw_data) % (8 if t.data_type == 7 else 4) == 0]
     if not found:
         return ""
     tensor = dice.choice(found)
@@ -276,7 +277,7 @@ def renamed(proto: onnx.ModelProto, dice: Random) -> str:
 @mutation
 def dangling(proto: onnx.ModelProto, dice: Random) -> str:
     """Something that is read is not there any more."""
-    graph = dice.choice(_all(proto, GraphProto))
+    graph = dice.choice(_all(proto, GraphProto) or [proto.graph])
     where = dice.choice(("input", "node", "initializer", "output"))
     if where == "input":
         _, node = _reader(proto, dice)
@@ -319,7 +320,7 @@ def rewired(proto: onnx.ModelProto, dice: Random) -> str:
 @mutation
 def order(proto: onnx.ModelProto, dice: Random) -> str:
     """Nodes in another order, or in a ring."""
-    graph = dice.choice(_all(proto, GraphProto))
+    graph = dice.choice(_all(proto, GraphProto) or [proto.graph])
     if len(graph.node) < 2:
         return ""
     if dice.random() < 0.5:
@@ -338,7 +339,7 @@ def order(proto: onnx.ModelProto, dice: Random) -> str:
 @mutation
 def outputs(proto: onnx.ModelProto, dice: Random) -> str:
     """Outputs twice, outputs that are inputs or weights, nodes that make the same value, none at all."""
-    graph = dice.choice(_all(proto, GraphProto))
+    graph = dice.choice(_all(proto, GraphProto) or [proto.graph])
     way = dice.choice(("twice", "input", "weight", "inner", "same", "none", "untyped"))
     if way == "twice" and len(graph.output):
         graph.output.append(graph.output[0])
@@ -363,7 +364,7 @@ def outputs(proto: onnx.ModelProto, dice: Random) -> str:
 @mutation
 def listed(proto: onnx.ModelProto, dice: Random) -> str:
     """A weight is an input, too, of a size of its own; or an input comes twice."""
-    graph = dice.choice(_all(proto, GraphProto))
+    graph = dice.choice(_all(proto, GraphProto) or [proto.graph])
     if len(graph.initializer) and dice.random() < 0.8:
         tensor = dice.choice(graph.initializer)
         shape = [dice.choice((size, size, "N", dice.choice(SIZES))) for size in tensor.dims][:8]

@@ -121,10 +121,10 @@ def _sizes(seen: Array) -> tuple[int, ...] | None:
 
 
 def merge(known: Shape | None, seen: list[tuple[int, ...]], names: Mapping[tuple[int, ...], str]) -> Shape:
-    """A shape from several observations; what inference knew stays."""
+    """A shape from several observations; what inference knew stays, but for a rank that is not so."""
     merged: list[int | str] = []
-    for i, sizes in enumerate(seen):
-        before = known[i] if known is not None else UNKNOWN
+    told = known if known is not None and len(known) == len(seen) else (UNKNOWN,) * len(seen)
+    for before, sizes in zip(told, seen, strict=True):
         if isinstance(before, int) or not before.startswith(UNKNOWN):
             merged.append(before)
         else:

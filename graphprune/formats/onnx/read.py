@@ -109,6 +109,11 @@ def _check(model: OnnxModel) -> None:
             f"the bodies of its nodes lie {depth} deep in each other; {DEEPEST} are read at most",
             hint="export it again: protobuf itself ends at about 30",
         )
+    for body in _graphs(model.proto):
+        for node in body.node:
+            texts = [node.op_type, node.domain, node.name, *node.input, *node.output]
+            if garbled := next((text for text in texts if not isinstance(text, str)), None):
+                raise ReadError(f"a node holds {garbled!r} for text", hint="the file is damaged: export it again")
     for node, attribute in _attributes(model.proto):
         known = node.domain in (*STANDARD, RUNTIME) and node.op_type != "Constant"
         if known and attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31:

@@ -134,12 +134,15 @@ def make_feeds(graph: Graph, proto: onnx.ModelProto, sizes: Mapping[str, int], s
         mask = "mask" in info.name.lower()
         high = 2 if mask else graph.picked(info.name) or 2
         dtype = np.dtype(dtype_name(info.type.tensor_type.elem_type))
-        if math.prod(shape) > MOST:
+        try:
+            if math.prod(shape) > MOST:
+                raise MemoryError
+            feeds[info.name] = _filled(random, shape, dtype, int(mask), high)
+        except MemoryError as error:
             raise VerifyError(
                 f"input {info.name!r} of shape {shape} is too large for random numbers",
                 hint="give inputs that it runs on, with --calib inputs.npz",
-            )
-        feeds[info.name] = _filled(random, shape, dtype, int(mask), high)
+            ) from error
     return feeds
 
 
