@@ -32,7 +32,7 @@ from graphprune.formats.onnx.probe import merge
 from graphprune.formats.onnx.read import DEEPEST
 from graphprune.graph import Graph, Node, Value, Weight
 from graphprune.values import Values
-from tests.build import FLOAT, INT64, Net
+from tests.build import BOOL, FLOAT, INT64, Body, Net
 from tests.command import command
 from tools import child, fuzz
 from tools.mutate import MUTATIONS
@@ -106,6 +106,21 @@ def test_nodes_whose_words_are_no_text(text: bytes, tmp_path: Path) -> None:
     path.write_bytes(content.replace(text, b"\x80" + text[1:]))
     with pytest.raises(ReadError, match="for text"):
         graphprune.load(path)
+
+
+def test_a_body_that_gives_nothing() -> None:
+    """Neither onnx's checker nor its shape inference minds."""
+    net, y = layers(Net())
+    body = Body(net)
+    body.given(INT64, [])
+    ends = body.op("Identity", body.given(BOOL, [])), body.op("Tanh", body.given())
+    graph = body.graph(*ends, condition=True)
+    loop = net.op("Loop", net.const(3), net.const(True, np.bool_), y, body=graph)
+    proto = model(net, loop)
+    (attribute,) = next(node for node in proto.graph.node if node.op_type == "Loop").attribute
+    del attribute.g.output[:]
+    with pytest.raises(GraphpruneError):
+        graphprune.prune(proto, keep=0.5)
 
 
 def test_a_rank_that_is_not_so() -> None:

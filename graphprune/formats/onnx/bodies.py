@@ -66,9 +66,16 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def entered(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether the bodies of ``node`` are read as a part of the model."""
+    """Whether the bodies of ``node`` are read as a part of the model: those that take and give what the node does."""
     known = node.op_type in _ENTERED and node.domain in STANDARD and bool(bodies(node))
-    return known and (node.op_type, opset) != ("Scan", _BATCHED_SCAN)
+    return known and (node.op_type, opset) != ("Scan", _BATCHED_SCAN) and all(_fits(node, b) for b in bodies(node))
+
+
+def _fits(node: onnx.NodeProto, body: onnx.GraphProto) -> bool:
+    """Whether ``body`` has as many ends as ``node`` needs; that of a Loop counts, and says whether to go on."""
+    loop = node.op_type == "Loop"
+    takes = node.op_type == "If" or len(body.input) == max(2 * loop, len(node.input))
+    return takes and len(body.output) >= len(node.output) + loop
 
 
 def opset(proto: onnx.ModelProto) -> int:
