@@ -109,18 +109,7 @@ def _check(model: OnnxModel) -> None:
             f"the bodies of its nodes lie {depth} deep in each other; {DEEPEST} are read at most",
             hint="export it again: protobuf itself ends at about 30",
         )
-    for body in _graphs(model.proto):
-        for node in body.node:
-            texts = [node.op_type, node.domain, node.name, *node.input, *node.output]
-            if garbled := next((text for text in texts if not isinstance(text, str)), None):
-                raise ReadError(f"a node holds {garbled!r} for text", hint="the file is damaged: export it again")
-    for node, attribute in _attributes(model.proto):
-        known = node.domain in (*STANDARD, RUNTIME) and node.op_type != "Constant"
-        if known and attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31:
-            raise ReadError(
-                f"{attribute.name!r} of {node.op_type} {node.name!r} is {attribute.i}, which ops read as 32 bits",
-                hint="the file is damaged: export it again",
-            )
+    _check_nodes(model.proto)
     inner = list(_inner_tensors(model.proto))
     for tensor in inner:
         if tensors.is_external(tensor):
@@ -164,6 +153,22 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
         body = todo.pop()
         yield body
         todo += [inner for node in body.node for inner in bodies(node)]
+
+
+def _check_nodes(proto: onnx.ModelProto) -> None:
+    """Words of nodes are text, and integers are no larger than ops read them."""
+    for body in _graphs(proto):
+        for node in body.node:
+            texts = [node.op_type, node.domain, node.name, *node.input, *node.output]
+            if garbled := next((text for text in texts if not isinstance(text, str)), None):
+                raise ReadError(f"a node holds {garbled!r} for text", hint="the file is damaged: export it again")
+    for node, attribute in _attributes(proto):
+        known = node.domain in (*STANDARD, RUNTIME) and node.op_type != "Constant"
+        if known and attribute.type == onnx.AttributeProto.INT and abs(attribute.i) >> 31:
+            raise ReadError(
+                f"{attribute.name!r} of {node.op_type} {node.name!r} is {attribute.i}, which ops read as 32 bits",
+                hint="the file is damaged: export it again",
+            )
 
 
 def _attributes(proto: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, onnx.AttributeProto]]:
