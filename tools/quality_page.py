@@ -121,8 +121,8 @@ python -m tools.bench_quality --state STATE --write docs/bench-quality.md
   tables. Every way is brought to the same budget by the exact cost of the whole model.
 - Each cell is the mean over the seeds {seeds}, which choose the calibration data, and the range where there are
   several. Held-out data are the same in all rows. *agreement* is the share of equal answers of the dense model.
-- *seconds* and *GB* are for a cut on one thread, from the file to the file, reading and calibrating included, scoring
-  on held-out data not: the mean over the row's seeds and budgets, and the largest peak of memory.
+- *seconds* of the processor and *GB* are for a cut on one thread, from the file to the file, reading and calibrating
+  included, scoring on held-out data not: the mean over the row's seeds and budgets, and the largest peak of memory.
 
 With {versions}.{note}
 

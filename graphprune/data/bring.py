@@ -17,6 +17,7 @@ from graphprune.data.wanted import WORDS, Calibration, Data, path_of
 from graphprune.errors import UsageError
 from graphprune.formats import Format
 from graphprune.graph import Array
+from graphprune.memory import give_back
 
 WINDOWS = 32
 """Windows of tokens that are used where no number of samples is given: 8,192 tokens."""
@@ -153,6 +154,7 @@ class _Run:
             windows,
             length,
         )
+        give_back()
         arrays = language.beside_as(takes, tokens)
         what = f"windows of {length} tokens that the model wrote itself"
         return self._data(self._cut(arrays, None), what, given=False)
