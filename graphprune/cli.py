@@ -232,7 +232,7 @@ def verify(
         chosen = Plan.load(plan_file)
         needed = how_to(repair.compensate) is not None
         loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed)
-        result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, latency=False)
+        result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, timing=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
         checks = [*result.report.checks, Check("same file", same, detail)]

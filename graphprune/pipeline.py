@@ -319,13 +319,13 @@ class Loaded:
         *,
         verify: str = "full",
         seed: int = 0,
-        latency: bool = True,
+        timing: bool = True,
         progress: Progress | None = None,
     ) -> Result:
         """Cut as ``plan`` says and prove it; VerifyError, and no result, where a check fails.
 
         ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run
-        twice) or "none".
+        twice) or "none"; with ``timing``, "full" also times both models.
         """
         if verify not in VERIFY:
             raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
@@ -343,7 +343,7 @@ class Loaded:
         if verify == "full":
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, stage(progress, "verifying"))
-            _measure(proof, report, pruned, chosen, self.origin, latency=latency)
+            _measure(proof, report, pruned, chosen, self.origin, timing=timing)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
@@ -437,7 +437,7 @@ def prune(
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    latency: bool = True,
+    timing: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
@@ -477,7 +477,7 @@ def prune(
     memo = loaded.memo(state, seen, by, damping)
     make = loaded.maker(request, score, seen, how=by, damping=damping, memo=memo, seed=seed, progress=progress, **own)
     (loaded, plan), curve = reached(make, request, goal, memo, progress)
-    result = loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
+    result = loaded.apply(plan, verify=verify, seed=seed, timing=timing, progress=progress)
     return replace(result, curve=curve)
 
 
@@ -535,13 +535,13 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
         progress((done + 1) / len(steps))
 
 
-def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: Any, latency: bool) -> None:
+def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: Any, timing: bool) -> None:
     """Drift, and latency of both models measured alternately."""
     if not report.verified or not report.dims:
         return
     after = proof.format.run(pruned)
     report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner, chosen)
-    if latency:
+    if timing:
         feeds = proof.trials[0][1]
         report.latency = timed([(proof.runner, feeds), (after, proof.fit(feeds, chosen))])
 

@@ -196,7 +196,7 @@ class _Search:
         none: Any = dict.fromkeys(TARGETS)
         limits = {self.goal.shrink: 1.0 if limit is None else limit}
         loaded, plan = made = self.make(replace(self.request, **({**none, **limits} if limit is None else limits)))
-        result = loaded.apply(plan, verify="none", latency=False)
+        result = loaded.apply(plan, verify="none", timing=False)
         digest = hashlib.blake2b(f"{self.goal.name} {plan.cuts}".encode(), digest_size=12).hexdigest()
         metric = self.memo(f"metric {digest}", lambda: self.goal.measured(result))
         held = not self.curve.points or self.goal.held(metric, self.curve.points[0].metric)

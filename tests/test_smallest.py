@@ -19,7 +19,7 @@ from graphprune.smallest import PRECISION
 from models import digits
 from tests.command import command
 
-QUICK: dict[str, Any] = {"verify": "none", "latency": False, "multiple": 1}
+QUICK: dict[str, Any] = {"verify": "none", "timing": False, "multiple": 1}
 
 
 def left(model: Any) -> float:
