@@ -49,6 +49,12 @@ def test_text() -> None:
     assert Plan.from_json(TEXT) == PLAN
 
 
+def test_what_was_predicted_goes_along() -> None:
+    plan = replace(PLAN, predicted=(0.004, 0.0012))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert "predicted" not in PLAN.to_json()
+
+
 def test_plan_without_cuts() -> None:
     plan = Plan("0" * 16, ())
     assert json.loads(plan.to_json())["cuts"] == []
