@@ -31,21 +31,17 @@ _AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-zµ%]*?)b?", re.IGNORECAS
 
 
 class Unit(NamedTuple):
-    """What a cost is counted in: ``factors`` by the letters behind a number, examples for users, a count as text."""
+    """What a cost is counted in: ``factors`` by the letters behind a number, and how a count is written."""
 
     factors: Mapping[str, float]
-    such_as: str
     text: Callable[[float], str]
 
 
 _THOUSANDS = {unit: 1000.0**i for i, unit in enumerate(("", *"kmgt"))}
-COUNTED = Unit(
-    {**_THOUSANDS, **{f"{unit}i": 1024.0**i for i, unit in enumerate("kmgt", 1)}},
-    "0.5, 50%, 60M, 5G or 50MB",
-    "{:,.0f}".format,
-)
-TIMED = Unit({"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3}, "0.7, 70%, 5ms or 800us", lambda n: f"{n / 1e6:.4g} ms")
-"""Nanoseconds: no count of them is up to 1, which is a share."""
+_BINARY = {f"{unit}i": 1024.0**i for i, unit in enumerate("kmgt", 1)}
+COUNTED = Unit({**_THOUSANDS, **_BINARY}, "{:,.0f}".format)
+TIMED = Unit({"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3}, lambda count: f"{count / 1e6:.4g} ms")
+"""In nanoseconds: whatever is up to 1 is a share."""
 COSTS = "params", "macs", "bytes"
 """Costs that follow from sizes alone."""
 TARGETS = {**dict.fromkeys(COSTS, COUNTED), "latency": TIMED}
@@ -126,8 +122,9 @@ def amount(value: float | str, unit: Unit = COUNTED) -> float:
         number, letters = float(found[1] if found else value), found[2].lower() if found else ""
         return number * {**unit.factors, "%": 0.01}[letters] if letters or number > 1 else number
     except (KeyError, ValueError) as error:
-        what = "number" if "" in unit.factors else "share and no time"
-        raise UsageError(f"{value!r} is no {what}", hint=f"such as {unit.such_as}") from error
+        if unit is TIMED:
+            raise UsageError(f"{value!r} is no share and no time", hint="such as 0.7, 70%, 5ms or 800us") from error
+        raise UsageError(f"{value!r} is no number", hint="such as 0.5, 50%, 60M, 5G or 50MB") from error
 
 
 def candidates(analysis: Analysis, request: Request) -> list[Atom]:

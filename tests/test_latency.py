@@ -482,6 +482,8 @@ def test_a_latency_needs_measurements() -> None:
     for options in ({"latency": 0.5}, {"metric": lambda model: 1.0, "shrink": "latency"}):
         with pytest.raises(UsageError, match=words):
             graphprune.prune(digits.PATH, score="what is looked up later", **options)
+    with pytest.raises(UsageError, match=f"of another {STRUCTURE}"):
+        graphprune.prune(digits.PATH, latency=0.5, profile=measured(runs=1), calib="what is read later")
 
 
 @cache
@@ -528,8 +530,7 @@ def test_the_command_line_takes_a_latency(tmp_path: Path) -> None:
     command(*prune, "--latency", 0.7).refused(2, "no measurements", "graphprune profile MODEL -o cost.json")
     command(*prune, "--latency", "1us", "--profile", cost).refused(4, "latency cannot be brought to", "ms of")
     command(*prune, "--latency", 7, "--profile", cost).refused(2, "'7' is no share and no time")
-    early = "--score", "what is looked up later"
-    command(*prune, "--latency", 0.7, "--profile", other, *early).refused(2, f"of another {STRUCTURE}")
+    command(*prune, "--latency", 0.7, "--profile", other).refused(2, f"of another {STRUCTURE}")
     command(*prune, "--latency", 0.7, "--profile", plan).refused(3, "holds no measurements")
     command(*prune, "--latency", 0.7, "--profile", tmp_path / "no.json").refused(3, "cannot read")
     command(*prune, "--latency", 0.7, "--keep", 0.5, "--profile", cost).refused(2, "give keep, or one or several of")
