@@ -502,10 +502,10 @@ def test_the_smallest_latency_that_holds() -> None:
     dense, small = result.report.predicted
     assert small < 0.9 * dense
     assert result.curve is not None
-    seconds = [point.latency for point in result.curve.sorted()]
+    seconds = [point.latency or 0.0 for point in result.curve.sorted()]
     assert seconds[0] == dense == of_digits().dense.whole
     assert seconds == sorted(seconds, reverse=True)
-    assert small == min(point.latency for point in result.curve.points if point.held)
+    assert small == min(point.latency or 0.0 for point in result.curve.points if point.held)
     assert result.curve.to_csv().splitlines()[1].split(",")[3] == str(dense)
     capped = graphprune.prune(digits.PATH, metric=weights, drop=0.9, latency=f"{dense * 6e5}us", **how)
     assert capped.report.predicted[1] <= 0.6 * dense
