@@ -26,7 +26,8 @@ from graphprune.scores import Across, Scores
 
 LARGE = 4
 """A Dim is rounded to the multiple where it has at least this many of them."""
-ALLOCATOR = "global"
+ALLOCATOR, STEPPED = "global", "dynamic"
+"""What shares a budget out unless said otherwise, and where its cost has steps."""
 _AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-zµ%]*?)b?", re.IGNORECASE)
 
 
@@ -59,7 +60,7 @@ class Request:
     ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all", and "cache" and
     "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as channels under a
     group, each position of that one keeps its own. ``allocator`` shares limits out between Dims ("global" unless said
-    otherwise); one that tries candidates tries ``tries`` of them.
+    otherwise, "dynamic" for a latency); one that tries candidates tries ``tries`` of them.
     """
 
     keep: float | None = None
@@ -85,7 +86,7 @@ class Request:
         for name, value in targets.items():
             if not 0 < value < math.inf or (name == "keep" and value > 1):
                 raise UsageError(f"a target of {value} makes no sense", hint="a share between 0 and 1, such as 0.5")
-        chosen = known(self.allocator or ALLOCATOR).name
+        chosen = known(self.shared_out_by).name
         if self.allocator is not None and self.keep is not None:
             raise UsageError(
                 f"keep cuts every Dim alike, so there is nothing for the allocator {chosen!r} to share out",
@@ -103,6 +104,11 @@ class Request:
                 f"--allow {', '.join(sorted(unknown))} is not known",
                 hint=f"choose from {', '.join((*OPTIONAL_KINDS, CACHE, DEFAULTS))}, all",
             )
+
+    @property
+    def shared_out_by(self) -> str:
+        """The name of the allocator."""
+        return self.allocator or (ALLOCATOR if self.latency is None else STEPPED)
 
     @property
     def targets(self) -> dict[str, float]:
@@ -206,7 +212,7 @@ def allocate(
     measured = None if tried is None else lambda counts: tried(choice(counts))
     tries = TRIES if request.tries is None else request.tries
     problem = Problem(wanted, scores, counts, every, limits, across, measured, tries, seed, progress)
-    return choice(_met(problem, known(request.allocator or ALLOCATOR)))
+    return choice(_met(problem, known(request.shared_out_by)))
 
 
 def require_costs(request: Request, known: Container[str]) -> None:

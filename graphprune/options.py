@@ -50,7 +50,10 @@ class Target:
     ] = None
     allocator: Annotated[
         str | None,
-        typer.Option(help="How these are shared out between Dims (default: global); see graphprune allocators."),
+        typer.Option(
+            help="How these are shared out between Dims (default: global; dynamic with --latency); "
+            "see graphprune allocators."
+        ),
     ] = None
     tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
     state: Annotated[

@@ -429,6 +429,13 @@ def test_what_takes_the_time_is_cut(allocator: str) -> None:
     assert _lost(aware, scores) < 0.7 * _lost(by_macs, scores)
 
 
+def test_time_is_shared_out_by_an_allocator_that_sees_its_steps() -> None:
+    by = {name: cut(measured(tiles), latency=0.6, allocator=name) for name in ("dynamic", "global", None)}
+    assert by[None] == by["dynamic"] != by["global"]
+    scores = losses(network())
+    assert _lost(by["dynamic"], scores) < _lost(by["global"], scores)
+
+
 def test_other_limits_hold_beside_it() -> None:
     made, macs = measured(tiles), CostModel(network().analysis).macs
     for time, share in ((0.8, 0.3), (0.5, 0.9)):

@@ -7,10 +7,11 @@ Each model is profiled once (`graphprune profile`), then cut to budgets, and wha
 measurement: dense and pruned by turns, one thread, as a share of the dense time. What was measured is kept in the
 folder given, so that a run that was stopped goes on; predictions are made anew. The table is printed in the end.
 
-With ``--same``, models that have a task are cut to these shares of their time, as measured: by a plan that knows
-latency, by one that knows MACs, and uniformly. Scores are those of `obs` with real data, the weights that stay make up
-by least squares, and sizes are multiples of 8 for all, so that plans differ in how they share the time out and in
-nothing else. Each plan is aimed at the share by prediction, measured, and aimed again until it is there.
+With ``--same``, models that have a task are cut to these shares of their time, as measured: by plans that know latency
+("dynamic", and "global"), by one that knows MACs ("dynamic"), and uniformly. Scores are those of `obs` with real data,
+the weights that stay make up by least squares, and sizes are multiples of 8 for all, so that plans differ in how they
+share the time out and in nothing else. Each is aimed at the share by prediction, measured, and aimed again until it is
+there.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ REQUESTS = {
 
 WAYS: dict[str, Callable[[float], dict[str, Any]]] = {
     "latency": lambda share: {"latency": share},
-    "MACs": lambda share: {"macs": share},
+    "latency, global": lambda share: {"latency": share, "allocator": "global"},
+    "MACs": lambda share: {"macs": share, "allocator": "dynamic"},
     "uniform": lambda share: {"macs": share, "allocator": "uniform"},
 }
 """What plans at the same latency go by."""
