@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.allocate import TRIES, Allocator, CostFunction, Counts, Problem, known
+from graphprune.allocate import TRIES, Allocator, CostFunction, Counts, Problem, edges, known
 from graphprune.analysis import CACHE, DEFAULT_KINDS, DEFAULTS, OPTIONAL_KINDS, Analysis, Atom
 from graphprune.cost import CostModel
 from graphprune.dims import Chosen, Dim, Positions
@@ -25,12 +26,27 @@ from graphprune.scores import Across, Scores
 
 LARGE = 4
 """A Dim is rounded to the multiple where it has at least this many of them."""
-TARGETS = ("params", "macs", "bytes")
+ALLOCATOR, STEPPED = "global", "dynamic"
+"""What shares a budget out unless said otherwise, and where its cost has steps."""
+_AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) *([a-zµ%]*?)b?", re.IGNORECASE)
+
+
+class Unit(NamedTuple):
+    """What a cost is counted in: ``factors`` by the letters behind a number, and how a count is written."""
+
+    factors: Mapping[str, float]
+    text: Callable[[float], str]
+
+
+_THOUSANDS = {unit: 1000.0**i for i, unit in enumerate(("", *"kmgt"))}
+_BINARY = {f"{unit}i": 1024.0**i for i, unit in enumerate("kmgt", 1)}
+COUNTED = Unit({**_THOUSANDS, **_BINARY}, "{:,.0f}".format)
+TIMED = Unit({"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3}, lambda count: f"{count / 1e6:.4g} ms")
+"""In nanoseconds: whatever is up to 1 is a share."""
+COSTS = "params", "macs", "bytes"
+"""Costs that follow from sizes alone."""
+TARGETS = {**dict.fromkeys(COSTS, COUNTED), "latency": TIMED}
 """Costs that a request may limit, several at once."""
-ALLOCATOR = "global"
-_UNITS = {"": 1, "%": 0.01, **{f"{unit}": 1000**i for i, unit in enumerate("kmgt", 1)}}
-_UNITS |= {f"{unit}i": 1024**i for i, unit in enumerate("kmgt", 1)}
-_AMOUNT = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kmgt]?i?|%)b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,18 +54,20 @@ class Request:
     """What the user asked for.
 
     Either ``keep``, a share of every Dim, or limits, which all hold: ``params``, ``macs`` and ``bytes`` of weights,
-    each a share of the dense model's up to 1, above an absolute count, or as text, "60M" or "50MB". ``multiple`` and
-    ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell patterns over dim, weight and node names;
+    each a share of the dense model's up to 1, above an absolute count, or as text, "60M" or "50MB"; and ``latency``, a
+    share too, or a time, "5ms", for which planning takes measurements. ``multiple`` and ``floor`` bound each Dim's new
+    size; ``include`` and ``exclude`` are shell patterns over dim, weight and node names;
     ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all", and "cache" and
     "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as channels under a
     group, each position of that one keeps its own. ``allocator`` shares limits out between Dims ("global" unless said
-    otherwise); one that tries candidates tries ``tries`` of them.
+    otherwise, "dynamic" for a latency); one that tries candidates tries ``tries`` of them.
     """
 
     keep: float | None = None
     params: float | str | None = None
     macs: float | str | None = None
     bytes: float | str | None = None
+    latency: float | str | None = None
     multiple: int = 8
     floor: float = 0.1
     include: tuple[str, ...] = ()
@@ -68,7 +86,7 @@ class Request:
         for name, value in targets.items():
             if not 0 < value < math.inf or (name == "keep" and value > 1):
                 raise UsageError(f"a target of {value} makes no sense", hint="a share between 0 and 1, such as 0.5")
-        chosen = known(self.allocator or ALLOCATOR).name
+        chosen = known(self.shared_out_by).name
         if self.allocator is not None and self.keep is not None:
             raise UsageError(
                 f"keep cuts every Dim alike, so there is nothing for the allocator {chosen!r} to share out",
@@ -88,24 +106,30 @@ class Request:
             )
 
     @property
+    def shared_out_by(self) -> str:
+        """The name of the allocator."""
+        return self.allocator or (ALLOCATOR if self.latency is None else STEPPED)
+
+    @property
     def targets(self) -> dict[str, float]:
         """Values of what is to be met, by name."""
         given = {name: getattr(self, name) for name in ("keep", *TARGETS)}
-        return {name: amount(value) for name, value in given.items() if value is not None}
+        return {name: amount(value, TARGETS.get(name, COUNTED)) for name, value in given.items() if value is not None}
 
 
-def amount(value: float | str) -> float:
-    """A number, or one in words.
+def amount(value: float | str, unit: Unit = COUNTED) -> float:
+    """A number, or one in words: a share up to 1, above that a count.
 
-    >>> amount("60M"), amount("50MB"), amount("1KiB"), amount("50%"), amount(0.5)
-    (60000000.0, 50000000.0, 1024.0, 0.5, 0.5)
+    >>> amount("60M"), amount("50MB"), amount("1KiB"), amount("50%"), amount(0.5), amount("5ms", TIMED)
+    (60000000.0, 50000000.0, 1024.0, 0.5, 0.5, 5000000.0)
     """
-    if not isinstance(value, str):
-        return float(value)
-    found = _AMOUNT.fullmatch(value.strip())
+    found = _AMOUNT.fullmatch(value.strip()) if isinstance(value, str) else None
     try:
-        return float(found[1]) * _UNITS[found[2].lower()] if found else float(value)
+        number, letters = float(found[1] if found else value), found[2].lower() if found else ""
+        return number * {**unit.factors, "%": 0.01}[letters] if letters or number > 1 else number
     except (KeyError, ValueError) as error:
+        if unit is TIMED:
+            raise UsageError(f"{value!r} is no share and no time", hint="such as 0.7, 70%, 5ms or 800us") from error
         raise UsageError(f"{value!r} is no number", hint="such as 0.5, 50%, 60M, 5G or 50MB") from error
 
 
@@ -164,8 +188,9 @@ def allocate(
     """The kept positions of each atom in ``wanted`` that loses any, ascending; ``across``: how Dims compare.
 
     How many stay is seen from the scores of atoms, which of them under each position of another from those of pairs.
-    ``costs`` are further ones than those of `TARGETS`; ``tried`` is how far outputs move, for allocators that look.
-    BudgetError with the least reachable share where a target cannot be met.
+    ``costs`` are further ones than `COSTS`, measured: where they have steps, only sizes at the edge of one are taken.
+    "latency" is one, in nanoseconds. ``tried`` is how far outputs move, for allocators that look. BudgetError with the
+    least reachable share where a target cannot be met; UsageError where nothing says what one costs.
     """
 
     def choice(counts: Counts) -> dict[Dim, Positions]:
@@ -174,8 +199,12 @@ def allocate(
     if request.keep is not None:
         return choice({a.dim: count_for(a, request.keep * a.size, request, nearest=True) for a in wanted})
     model = CostModel(analysis, [atom.dim for atom in wanted])
-    every = {"params": model.params, "macs": model.macs, "bytes": model.bytes, **(costs or {})}
+    costs = costs or {}
+    every = {"params": model.params, "macs": model.macs, "bytes": model.bytes, **costs}
+    require_costs(request, every)
     counts = {atom.dim: admissible(atom, request) for atom in wanted}
+    for name in costs.keys() & request.targets.keys():
+        counts = edges(counts, costs[name])
     least = {dim: int(own[0]) for dim, own in counts.items()}
     limits = _limits(request, every, least)
     if not limits:
@@ -183,7 +212,16 @@ def allocate(
     measured = None if tried is None else lambda counts: tried(choice(counts))
     tries = TRIES if request.tries is None else request.tries
     problem = Problem(wanted, scores, counts, every, limits, across, measured, tries, seed, progress)
-    return choice(_met(problem, known(request.allocator or ALLOCATOR)))
+    return choice(_met(problem, known(request.shared_out_by)))
+
+
+def require_costs(request: Request, known: Container[str]) -> None:
+    """UsageError where ``request`` limits a cost that is not ``known``."""
+    if any(name not in known for name in request.targets if name != "keep"):
+        raise UsageError(
+            "a latency is asked for, and there are no measurements that say how it follows from sizes",
+            hint="make them with graphprune profile MODEL -o cost.json, and give --profile cost.json",
+        )
 
 
 def _met(problem: Problem, allocator: Allocator) -> dict[Dim, int]:
@@ -201,8 +239,8 @@ def _limits(request: Request, costs: Mapping[str, CostFunction], least: Counts) 
     reached = {name: costs[name](least) for name in asked}
     wrong = [name for name, limit in asked.items() if reached[name] > limit]
     if wrong:
-        wish = " and ".join(_share(asked[name], dense[name]) for name in wrong)
-        can = " and ".join(_share(reached[name], dense[name]) for name in wrong)
+        wish = " and ".join(_share(name, asked[name], dense[name]) for name in wrong)
+        can = " and ".join(_share(name, reached[name], dense[name]) for name in wrong)
         raise BudgetError(
             f"{' and '.join(wrong)} cannot be brought to {wish}: the least reachable is {can}",
             hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",
@@ -255,5 +293,6 @@ def _step(atom: Atom, request: Request) -> int:
     return math.lcm(request.multiple if atom.size >= LARGE * request.multiple else 1, atom.multiple)
 
 
-def _share(count: float, dense: float) -> str:
-    return f"{count / dense:.1%} ({count:,.0f} of {dense:,.0f})" if dense else f"{count:,.0f}"
+def _share(name: str, count: float, dense: float) -> str:
+    text = TARGETS[name].text
+    return f"{count / dense:.1%} ({text(count)} of {text(dense)})" if dense else text(count)

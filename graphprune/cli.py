@@ -34,7 +34,18 @@ from graphprune.options import (
     VerifyMode,
     grouped,
 )
-from graphprune.pipeline import VERIFY, Loaded, Progress, calibration, how_to, load, needs_data, reached, stage
+from graphprune.pipeline import (
+    VERIFY,
+    Loaded,
+    Progress,
+    calibration,
+    how_to,
+    load,
+    measurements,
+    needs_data,
+    reached,
+    stage,
+)
 from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
@@ -136,13 +147,15 @@ def plan(
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
     request, loaded = target.request, _load(model)
+    measured = measurements(loaded, request, target.profile)
     calib = calibration(source.calibration, score, allocator=request.allocator)
-    terminal.guard(_sources(loaded, model, calib), [output, target.state])
+    terminal.guard(_sources(loaded, model, calib, target.profile), [output, target.state])
     with terminal.progress_bars() as progress:
         needed = needs_data(score, request.allocator)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         tried = loaded.tried(seen, memo=loaded.memo(target.state, seen))
-        made = loaded.plan(request, score, tried=tried, seed=seed, progress=progress, **seen)
+        seen |= {"tried": tried, "latency": loaded.seconds(measured)}
+        made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
     if output:
         terminal.write(output, made.to_json())
     else:
@@ -196,15 +209,17 @@ def prune(
     _check_modes(verify, report)
     goal = holding.goal(output.suffix)
     request, loaded = target.towards(goal), _load(model)
+    measured = measurements(loaded, request, target.profile)
     calib = calibration(source.calibration, score, repair.compensate, request.allocator)
     written = [output, plan_out, report, target.state, holding.curve]
-    terminal.guard(_sources(loaded, model, calib, force=force), written, hint=_FORCE)
+    terminal.guard(_sources(loaded, model, calib, target.profile, force=force), written, hint=_FORCE)
     with terminal.progress_bars() as progress:
         how, damping = how_to(repair.compensate), repair.damping
         needed = how is not None or needs_data(score)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         memo = loaded.memo(target.state, seen, how, damping)
-        make = loaded.maker(request, score, seen, how=how, damping=damping, memo=memo, seed=seed, progress=progress)
+        given: Any = {"latency": loaded.seconds(measured), "memo": memo, "seed": seed, "progress": progress}
+        make = loaded.maker(request, score, seen, how=how, damping=damping, **given)
         (loaded, made), curve = reached(make, request, goal, memo, progress)
     if holding.curve and curve:
         terminal.write(holding.curve, curve.render(holding.curve.suffix))
@@ -232,7 +247,7 @@ def verify(
         chosen = Plan.load(plan_file)
         needed = how_to(repair.compensate) is not None
         loaded, seen = loaded.learned(calib, chosen, moments=needed, seed=seed)
-        result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, latency=False)
+        result = _repaired(loaded, chosen, seen, repair).apply(chosen, seed=seed, timing=False)
         same = loaded.format.same(result.pruned, loaded.format.read(pruned))
         detail = f"{pruned} is {'' if same else 'not '}what the plan makes of {model}"
         checks = [*result.report.checks, Check("same file", same, detail)]
@@ -327,9 +342,12 @@ def _check_modes(verify: str, report: Path | None) -> None:
         check_suffix(report.suffix)
 
 
-def _sources(loaded: Loaded, model: Path, calib: Calibration | None = None, *, force: bool = False) -> list[Path]:
+def _sources(
+    loaded: Loaded, model: Path, calib: Calibration | None = None, profile: Path | None = None, *, force: bool = False
+) -> list[Path]:
     """Files that the run reads: no output may be one of them (with ``force``, the model alone may be replaced)."""
-    return [*([] if force else [model]), *loaded.model.data_files(), *(calib.files() if calib else [])]
+    also = [path for path, read in ((model, not force), (profile, True)) if path and read]
+    return [*also, *loaded.model.data_files(), *(calib.files() if calib else [])]
 
 
 def _write_network(loaded: Loaded, graphml: Path | None, dot: Path | None) -> None:

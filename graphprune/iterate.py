@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graphprune.budget import TARGETS, amount
+from graphprune.budget import COSTS, amount
 from graphprune.cost import CostModel
 from graphprune.errors import UsageError
 from graphprune.pipeline import Result, load, prune
@@ -47,11 +47,11 @@ def prune_in_steps(
         raise UsageError(f"there is no schedule {schedule!r}", hint=f"choose one of {', '.join(SCHEDULES)}")
     if steps < 1:
         raise UsageError(f"{steps} steps make no sense", hint="at least 1")
-    given = {name: amount(request.pop(name)) for name in ("keep", *TARGETS) if request.get(name) is not None}
+    given = {name: amount(request.pop(name)) for name in ("keep", *COSTS) if request.get(name) is not None}
     target, final = next(iter(given.items()), ("", 0.0))
     if len(given) != 1 or not 0 < final <= 1:
         raise UsageError(
-            f"give one of keep, {', '.join(TARGETS)} as a share of the dense model", hint="for example macs=0.5"
+            f"give one of keep, {', '.join(COSTS)} as a share of the dense model", hint="for example macs=0.5"
         )
     request = {**request, "example_inputs": example_inputs}
     left = [SCHEDULES[schedule](final, step / steps) for step in range(steps + 1)]

@@ -89,7 +89,7 @@ class Profile:
             if data.pop("graphprune_profile") != VERSION:
                 raise ReadError(f"the measurements in {path} are of another version of graphprune", hint=_AGAIN)
             runs = [Run(sizes, _timing(timing)) for sizes, timing in data.pop("runs")]
-            return Profile(dense=_timing(data.pop("dense")), runs=runs, **data)
+            return Profile(dict(data.pop("setting")), _timing(data.pop("dense")), runs, **data)
         except OSError as error:
             raise ReadError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -133,16 +133,23 @@ def in_a_row(call: Callable[[], Any], threads: int) -> list[float]:
 
 
 class LatencyModel:
-    """Seconds of an analysed model at any sizes of the atoms that ``profile`` varied."""
+    """Seconds of an analysed model at any sizes of the atoms that ``profile`` varied; ``about``: measured on what."""
 
     def __init__(self, analysis: Analysis, profile: Profile) -> None:
         profile.require({STRUCTURE: fingerprint(analysis.graph)})
         if not profile.runs:
             raise UsageError("the measurements hold no run of a cut model", hint=_AGAIN)
-        named = {atom.name: atom.dim for atom in analysis.atoms}
+        names = {atom.name for atom in analysis.atoms}
+        unknown = next((name for run in profile.runs for name in run.sizes if name not in names), None)
+        if unknown is not None:
+            raise UsageError(f"the measurements cut a Dim {unknown!r} that this model does not have", hint=_AGAIN)
+        self.about = ", ".join(f"{name}: {value}" for name, value in profile.setting.items() if name != STRUCTURE)
+        self._names = {atom.dim: atom.name for atom in analysis.atoms}
+        named = {name: dim for dim, name in self._names.items()}
         self._free = {named[name]: name for run in profile.runs for name in run.sizes}
         tried: list[dict[Dim, int]] = [{}, *({named[name]: n for name, n in run.sizes.items()} for run in profile.runs)]
         self._kernels = list(_learn(profile, _Watched(_axes(analysis, self._free), tried)))
+        self._axes = {axis for kernel in self._kernels for axes in kernel.members for axis in axes}
         self._dense, self._slope = (profile.dense.whole, self._sum({})), 1.0
         sums = np.array([self._sum(sizes) - self._dense[1] for sizes in tried[1:]])
         wholes = np.array([run.timing.whole - self._dense[0] for run in profile.runs])
@@ -151,18 +158,23 @@ class LatencyModel:
 
     def _sum(self, sizes: Sizes) -> float:
         """Seconds of all kernels that sizes change."""
-        return sum(kernel(sizes) for kernel in self._kernels)
+        after = {axis: size_after(axis, sizes) for axis in self._axes}
+        return sum(kernel(after) for kernel in self._kernels)
 
     def __call__(self, sizes: Sizes) -> float:
         """Seconds of one run; UsageError where an atom is cut that no measured run cut."""
         for dim, size in sizes.items():
             if resolve(dim) not in self._free and size != dim.extent:
                 raise UsageError(
-                    f"a Dim of {dim.extent} positions is cut, and no measured run cut it",
+                    f"the Dim {self._names[resolve(dim)]!r} is cut, and no measured run cut it",
                     hint="measure again with what is to be cut: graphprune profile MODEL -o cost.json --allow ...",
                 )
         whole, total = self._dense
         return whole + self._slope * (self._sum(sizes) - total)
+
+    def nanoseconds(self, sizes: Sizes) -> float:
+        """The same as a count, which budgets take."""
+        return 1e9 * self(sizes)
 
 
 def held_out(analysis: Analysis, profile: Profile) -> list[float]:
@@ -216,15 +228,15 @@ class _Learnt:
 
     def __init__(self, curve: Callable[[tuple[int, ...]], float]) -> None:
         self._curve = curve
-        self._members: list[tuple[float, tuple[Dim, ...]]] = []
+        self.members: dict[tuple[Dim, ...], float] = {}
         self._known: dict[tuple[int, ...], float] = {}
 
     def add(self, seconds: float, axes: tuple[Dim, ...]) -> None:
         """One more kernel: its dense seconds, and its axes."""
-        self._members.append((seconds, axes))
+        self.members[axes] = self.members.get(axes, 0.0) + seconds
 
-    def __call__(self, sizes: Sizes) -> float:
-        return sum(seconds * self._at(tuple(size_after(dim, sizes) for dim in axes)) for seconds, axes in self._members)
+    def __call__(self, after: Sizes) -> float:
+        return sum(seconds * self._at(tuple(after[dim] for dim in axes)) for axes, seconds in self.members.items())
 
     def _at(self, key: tuple[int, ...]) -> float:
         if key not in self._known:

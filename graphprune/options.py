@@ -41,9 +41,19 @@ class Target:
     bytes: Annotated[
         str | None, typer.Option(metavar="SHARE|COUNT", help="Bytes of weights that stay at the most: 0.5, or 50MB.")
     ] = None
+    latency: Annotated[
+        str | None, typer.Option(metavar="SHARE|TIME", help="Time that stays at the most: 0.7, or 5ms; with --profile.")
+    ] = None
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="What the model takes, measured by graphprune profile; also for the report."),
+    ] = None
     allocator: Annotated[
         str | None,
-        typer.Option(help="How these are shared out between Dims (default: global); see graphprune allocators."),
+        typer.Option(
+            help="How these are shared out between Dims (default: global; dynamic with --latency); "
+            "see graphprune allocators."
+        ),
     ] = None
     tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
     state: Annotated[
@@ -79,7 +89,7 @@ class Target:
     def request(self) -> Request:
         """As the budget takes it."""
         names, others, kinds = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
-        limits = self.keep, self.params, self.macs, self.bytes
+        limits = self.keep, self.params, self.macs, self.bytes, self.latency
         return Request(*limits, self.multiple, self.floor, names, others, kinds, self.finer, self.allocator, self.tries)
 
 

@@ -12,19 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune import formats
-from graphprune.allocate import ALLOCATORS, CostFunction
+from graphprune.allocate import ALLOCATORS
 from graphprune.analysis import Analysis, analyse
-from graphprune.budget import Request, allocate, candidates, pairs
+from graphprune.budget import COSTS, TARGETS, Request, allocate, candidates, pairs, require_costs
 from graphprune.compensate import Changed, How, best_damping, compensate
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
 from graphprune.data.cache import data_key, model_key
 from graphprune.data.moments import measured, thin
-from graphprune.dims import Chosen, Dim, Positions, atoms
+from graphprune.dims import Chosen, Dim, Positions, atoms, counts
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
 from graphprune.graph import Array
+from graphprune.latency import STRUCTURE, LatencyModel, Profile
 from graphprune.memo import Memo
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
@@ -233,7 +234,7 @@ class Loaded:
         score: str = "l2",
         *,
         scores: Scores | None = None,
-        costs: Mapping[str, CostFunction] | None = None,
+        latency: LatencyModel | None = None,
         tried: Callable[[Chosen], float] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
@@ -242,17 +243,22 @@ class Loaded:
         """Score, allocate, and write down which positions stay. Nothing is changed.
 
         ``scores`` are those that `scores` found by ``score``, where several plans are made of them; else they are found
-        now, with ``data`` as it takes them. ``costs`` are further ones that the request may limit, by name, and
-        ``tried`` is how allocators that look at outputs try what they would keep (see `tried`).
+        now, with ``data`` as it takes them. ``latency`` says what sizes take, where the request limits it or the plan
+        is to tell it; ``tried`` is how allocators that look at outputs try what they would keep (see `tried`).
         """
         found = self.scores(request, score, seed=seed, progress=progress, **data) if scores is None else scores
         wanted, across = candidates(self.analysis, request), SCORES[score].across
         chosen: dict[Dim, Positions] = {}
         if self.analysis.prunable:
+            costs = {} if latency is None else {"latency": latency.nanoseconds}
             how: Any = {"costs": costs, "tried": tried, "seed": seed, "progress": stage(progress, "allocating")}
             chosen = allocate(self.analysis, wanted, found, request, across, **how)
         made = make_plan(self.analysis, chosen, score, _asked(request, seed))
-        return replace(made, notes=found.notes if isinstance(found, Scored) else ())
+        notes = found.notes if isinstance(found, Scored) else ()
+        if latency is None:
+            return replace(made, notes=notes)
+        words = f"latency is predicted by measurements ({latency.about})"
+        return replace(made, notes=(*notes, words), predicted=(latency({}), latency(counts(chosen))))
 
     def maker(
         self,
@@ -262,7 +268,7 @@ class Loaded:
         *,
         how: How | Literal["best"] | None = None,
         damping: float | None = None,
-        costs: Mapping[str, CostFunction] | None = None,
+        latency: LatencyModel | None = None,
         memo: Memo | None = None,
         seed: int = 0,
         progress: Progress | None = None,
@@ -278,7 +284,7 @@ class Loaded:
         tried = self.tried(seen if how else {**seen, "moments": None}, damping=damping, memo=memo)
 
         def make(request: Request) -> tuple[Loaded, Plan]:
-            given: Any = {"scores": found, "costs": costs, "tried": tried, "seed": seed, "progress": progress}
+            given: Any = {"scores": found, "latency": latency, "tried": tried, "seed": seed, "progress": progress}
             plan = self.plan(request, score, **given)
             if not seen or how is None:
                 return self, plan
@@ -286,6 +292,10 @@ class Loaded:
             return self.compensated(plan, seen["moments"], damping, how, seen["batches"], watch), plan
 
         return make
+
+    def seconds(self, profile: Profile | None) -> LatencyModel | None:
+        """What sizes take by ``profile``, if there is one."""
+        return None if profile is None else LatencyModel(self.analysis, profile)
 
     def tried(self, seen: Mapping[str, Any], *, damping: float | None = None, memo: Memo | None = None) -> Tried | None:
         """How allocators try what they would keep, on what was `learned`; None where there are no data to run on."""
@@ -319,13 +329,13 @@ class Loaded:
         *,
         verify: str = "full",
         seed: int = 0,
-        latency: bool = True,
+        timing: bool = True,
         progress: Progress | None = None,
     ) -> Result:
         """Cut as ``plan`` says and prove it; VerifyError, and no result, where a check fails.
 
         ``verify`` is "full", "structure" (checker and shape inference only; forced for models too large to run
-        twice) or "none".
+        twice) or "none"; with ``timing``, "full" also times both models.
         """
         if verify not in VERIFY:
             raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
@@ -343,7 +353,7 @@ class Loaded:
         if verify == "full":
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, stage(progress, "verifying"))
-            _measure(proof, report, pruned, chosen, self.origin, latency=latency)
+            _measure(proof, report, pruned, chosen, self.origin, timing=timing)
         elif verify == "structure":
             report.checks.append(structure(self.format, pruned))
         require(report.checks)
@@ -415,6 +425,8 @@ def prune(
     params: float | str | None = None,
     macs: float | str | None = None,
     bytes: float | str | None = None,
+    latency: float | str | None = None,
+    profile: Profile | str | Path | None = None,
     allocator: str | None = None,
     tries: int | None = None,
     score: str = "l2",
@@ -437,7 +449,7 @@ def prune(
     verify: str = "full",
     inputs: Mapping[str, Any] | None = None,
     seed: int = 0,
-    latency: bool = True,
+    timing: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Shrink a model: plan, cut, prove, report. Options as in `Request` and `Loaded.apply`.
@@ -446,6 +458,8 @@ def prune(
     in a list. Scores that need data look at it, and the weights that stay are changed to make up for what goes: as
     ``compensate`` says (see `Loaded.compensated`; false or "none" for nothing), else as is "best". Where no data are
     given, a score that needs them and ``compensate=True`` take the best source that needs none.
+
+    ``profile``, the file that ``graphprune profile`` wrote or what is in it, says what ``latency`` sizes have.
 
     With ``metric`` (a function of a model, or a command that is given the path of one and prints a number) the result
     is the smallest model for which it is at most ``drop`` worse, as a share of what the whole model gets; ``shrink`` is
@@ -458,7 +472,7 @@ def prune(
     """
     names, others, kinds = map(_patterns, (include, exclude, allow))
     goal = None if metric is None else Goal(metric, drop, shrink, lower_is_better)
-    limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes}
+    limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes, "latency": latency}
     if goal and limits[shrink] is None:
         limits[shrink] = 1.0
     sizes: dict[str, Any] = {
@@ -470,14 +484,16 @@ def prune(
     }
     request = Request(**limits, **sizes, include=names, exclude=others, allow=kinds)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    measured = measurements(loaded, request, profile)
     asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
-    own = {"loss": loss, **({} if batches is None else {"batches": batches})}
+    own: dict[str, Any] = {"loss": loss, **({} if batches is None else {"batches": batches})}
     memo = loaded.memo(state, seen, by, damping)
-    make = loaded.maker(request, score, seen, how=by, damping=damping, memo=memo, seed=seed, progress=progress, **own)
+    own |= {"latency": loaded.seconds(measured), "memo": memo, "seed": seed, "progress": progress}
+    make = loaded.maker(request, score, seen, how=by, damping=damping, **own)
     (loaded, plan), curve = reached(make, request, goal, memo, progress)
-    result = loaded.apply(plan, verify=verify, seed=seed, latency=latency, progress=progress)
+    result = loaded.apply(plan, verify=verify, seed=seed, timing=timing, progress=progress)
     return replace(result, curve=curve)
 
 
@@ -492,6 +508,16 @@ def reached(
     if goal is None:
         return make(request), None
     return smallest(make, request, goal, memo=memo, progress=stage(progress, "bisecting"))
+
+
+def measurements(loaded: Loaded, request: Request, profile: Profile | str | Path | None) -> Profile | None:
+    """Those in ``profile``, often a file; UsageError where they are of another model, or needed and not given."""
+    require_costs(request, COSTS if profile is None else TARGETS)
+    if profile is None:
+        return None
+    found = profile if isinstance(profile, Profile) else Profile.load(profile)
+    found.require({STRUCTURE: fingerprint(loaded.analysis.graph)})
+    return found
 
 
 def calibration(
@@ -535,13 +561,13 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
         progress((done + 1) / len(steps))
 
 
-def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: Any, latency: bool) -> None:
+def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: Any, timing: bool) -> None:
     """Drift, and latency of both models measured alternately."""
     if not report.verified or not report.dims:
         return
     after = proof.format.run(pruned)
     report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner, chosen)
-    if latency:
+    if timing:
         feeds = proof.trials[0][1]
         report.latency = timed([(proof.runner, feeds), (after, proof.fit(feeds, chosen))])
 

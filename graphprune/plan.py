@@ -55,7 +55,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cuts of one model. ``request`` and ``score`` say how they were chosen, ``notes`` what the score has to say of it.
+    """Cuts of one model. ``request`` and ``score`` say how they were chosen, ``notes`` what is to be said of it.
+
+    ``predicted`` are seconds of the whole model and of the cut one, where there were measurements to tell them by.
 
     >>> plan = Plan("0" * 16, (Cut(0, "conv1", "channel", 4, (0, 2, 3)),))
     >>> Plan.from_json(plan.to_json()) == plan
@@ -67,12 +69,13 @@ class Plan:
     score: str = ""
     request: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    predicted: tuple[float, ...] = ()
 
     def to_json(self) -> str:
         """One cut a line, kept positions as ranges ("0-3,5"), so that two plans can be compared with diff."""
         cuts = [json.dumps(_record(cut)) for cut in self.cuts]
         head = {"graphprune_plan": VERSION, "model": self.model, "score": self.score, "request": self.request}
-        head |= {"notes": self.notes} if self.notes else {}
+        head |= {name: value for name in ("notes", "predicted") if (value := getattr(self, name))}
         lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
         return "\n".join(["{", *lines, ' "cuts": [', *_joined(cuts), " ]", "}", ""])
 
@@ -88,13 +91,16 @@ class Plan:
         if data["graphprune_plan"] != VERSION:
             found = f"the plan has version {data['graphprune_plan']}, this graphprune reads {VERSION}"
             raise PlanError(found, hint="make the plan again with graphprune plan MODEL -o plan.json")
-        head = {"model": str, "cuts": list, "score": str, "request": dict, "notes": list}
-        data = {"score": "", "request": {}, "notes": [], **data}
+        head = {"model": str, "cuts": list, "score": str, "request": dict, "notes": list, "predicted": list}
+        data = {"score": "", "request": {}, "notes": [], "predicted": [], **data}
         wrong = [key for key, kind in head.items() if not isinstance(data.get(key), kind)]
+        if not wrong and (len(data["predicted"]) not in (0, 2) or not all(type(s) is float for s in data["predicted"])):
+            wrong = ["predicted"]
         if wrong:
             raise _not_a_plan(f"{wrong[0]!r} is missing or of the wrong type")
         notes = tuple(map(str, data["notes"]))
-        return Plan(data["model"], _cuts(data["cuts"]), data["score"], data["request"], notes)
+        told = notes, tuple(data["predicted"])
+        return Plan(data["model"], _cuts(data["cuts"]), data["score"], data["request"], *told)
 
     @staticmethod
     def load(path: str | Path) -> Plan:

@@ -36,7 +36,10 @@ td {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere }} h2 {{ font-
 
 @dataclass
 class Report:
-    """All figures of one run: latency in median seconds, measured alternately; drift relative to the outputs' norm."""
+    """All figures of one run: latency in median seconds, measured alternately; drift relative to the outputs' norm.
+
+    ``predicted`` is the latency that the plan was made by, in seconds, before and after.
+    """
 
     dense: Cost
     pruned: Cost
@@ -51,6 +54,7 @@ class Report:
     sizes: Mapping[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
+    predicted: Sequence[float] = ()
 
     @property
     def verified(self) -> bool:
@@ -80,9 +84,10 @@ class Report:
         ]
         if self.file_bytes:
             rows.append(_row("file size", *self.file_bytes))
-        if self.latency:
-            before, after = self.latency
-            rows.append(("latency", f"{before * 1e3:.2f} ms", f"{after * 1e3:.2f} ms", f"{after / before:.1%}"))
+        for name, seconds in (("latency, predicted", self.predicted), ("latency", self.latency)):
+            if seconds:
+                before, after = seconds
+                rows.append((name, f"{before * 1e3:.2f} ms", f"{after * 1e3:.2f} ms", f"{after / before:.1%}"))
         if self.drift is not None:
             rows.append(("output drift", "", f"{self.drift:.1%}", ""))
         return rows
@@ -226,7 +231,8 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     kept = [{"name": a.name, "kind": a.kind, "size": a.size} for a in left]
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost(sizes)
-    report = Report(cost({}), after, cut, frozen, plan.score, plan.request, sizes=analysis.graph.example, kept=kept)
+    report = Report(cost({}), after, cut, frozen, plan.score, plan.request, kept=kept, predicted=plan.predicted)
+    report.sizes = analysis.graph.example
     finer = [atom.name for atom in analysis.atoms if atom.dim in chosen and chosen[atom.dim].ndim > 1]
     if finer:
         report.notes.append(f"what stays differs from group to group (--no-finer: the same in all): {', '.join(finer)}")

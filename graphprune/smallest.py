@@ -75,11 +75,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Point:
-    """A model on the way: costs, what the metric came to, and whether it held."""
+    """A model on the way: costs (latency in seconds, as predicted), what the metric came to, and whether it held."""
 
     params: int
     macs: int
     bytes: int
+    latency: float | None
     metric: float
     held: bool
 
@@ -156,7 +157,7 @@ def smallest(
     """
     search = _Search(make, request, goal, memo or Memo())
     whole = search.at(None)
-    first = search.at(request.targets[goal.shrink])
+    first = search.at(getattr(request, goal.shrink))
     if not first[1].held:
         raise BudgetError(
             f"within the limits the metric comes to {first[1].metric:g}, and the whole model has {whole[1].metric:g}",
@@ -191,17 +192,17 @@ class _Search:
         self.make, self.request, self.goal, self.memo = make, request, goal, memo
         self.curve = Curve(goal.shrink)
 
-    def at(self, limit: float | None) -> tuple[Made, Point]:
+    def at(self, limit: float | str | None) -> tuple[Made, Point]:
         """The model whose cost is at most ``limit``; without one, the whole model."""
         none: Any = dict.fromkeys(TARGETS)
         limits = {self.goal.shrink: 1.0 if limit is None else limit}
         loaded, plan = made = self.make(replace(self.request, **({**none, **limits} if limit is None else limits)))
-        result = loaded.apply(plan, verify="none", latency=False)
+        result = loaded.apply(plan, verify="none", timing=False)
         digest = hashlib.blake2b(f"{self.goal.name} {plan.cuts}".encode(), digest_size=12).hexdigest()
         metric = self.memo(f"metric {digest}", lambda: self.goal.measured(result))
         held = not self.curve.points or self.goal.held(metric, self.curve.points[0].metric)
         cost = result.report.pruned
-        point = Point(cost.params, cost.macs, cost.bytes, metric, held)
+        point = Point(cost.params, cost.macs, cost.bytes, plan.predicted[1] if plan.predicted else None, metric, held)
         if point not in self.curve.points:
             self.curve.points.append(point)
         return made, point

@@ -426,7 +426,7 @@ def test_a_plan_by_each_allocator(name: str, tmp_path: Path) -> None:
     limits = ("--macs", "60%", "--bytes", "0.1MB", "--allocator", name, "--tries", 2, "--calib", "noise", "--no-cache")
     command("plan", DIGITS, "-o", tmp_path / "plan.json", *limits, "--multiple", 1).done()
     loaded, plan = graphprune.load(DIGITS), graphprune.Plan.load(tmp_path / "plan.json")
-    report = loaded.apply(plan, verify="none", latency=False).report
+    report = loaded.apply(plan, verify="none", timing=False).report
     assert report.pruned.macs <= 0.6 * report.dense.macs
     assert report.pruned.bytes <= 1e5
     assert plan.request["allocator"] == name

@@ -66,7 +66,7 @@ def cut(loaded: Loaded, x: npt.NDArray[Any], keep: int, **how: Any) -> graphprun
     moments = loaded.measure([{name: x}])
     (atom,) = loaded.analysis.prunable
     plan = loaded.plan(Request(keep=keep / atom.size, multiple=1), "obs", moments=moments)
-    return loaded.compensated(plan, moments, **how).apply(plan, latency=False)
+    return loaded.compensated(plan, moments, **how).apply(plan, timing=False)
 
 
 @pytest.mark.parametrize("spelled", ["Gemm", "MatMul"])
@@ -240,7 +240,7 @@ def test_without_gradients_outputs_decide_and_the_report_says_so(monkeypatch: py
 
     monkeypatch.setattr("graphprune.formats.onnx.lift.lift", refuse)
     images = digits.split()[0][:200]
-    result = graphprune.prune(digits.PATH, macs=0.5, score="obs", calib=[{"image": images}], latency=False)
+    result = graphprune.prune(digits.PATH, macs=0.5, score="obs", calib=[{"image": images}], timing=False)
     assert "not by gradients: no gradient is known of Mystery" in str(result.report.notes)
 
 
@@ -265,7 +265,7 @@ def test_digits_half_the_macs() -> None:
     found = {}
     for score in ("l2", "obs"):
         plan = loaded.plan(Request(macs=0.5, multiple=1), score, moments=moments)
-        result = loaded.compensated(plan, moments).apply(plan, latency=False)
+        result = loaded.compensated(plan, moments).apply(plan, timing=False)
         assert result.report.verified
         found[score] = digits.accuracy(result.model.SerializeToString())
     plain = graphprune.prune(digits.PATH, macs=0.5, multiple=1, verify="none").model.SerializeToString()
@@ -273,14 +273,14 @@ def test_digits_half_the_macs() -> None:
     assert found["l2"] >= 0.95
     assert digits.accuracy(plain) < 0.7
     again = loaded.compensated(plan, loaded.measure([{"image": images[:700]}, {"image": images[700:]}]))
-    twin = again.apply(plan, latency=False)
+    twin = again.apply(plan, timing=False)
     assert twin.model.SerializeToString() == result.model.SerializeToString()
 
 
 def test_prune_with_data() -> None:
     """One call: scored, cut, made up for; the drift in the report is that from the model as it was read."""
     images = digits.split()[0][:400]
-    how: dict[str, Any] = {"macs": 0.5, "score": "obs", "multiple": 1, "latency": False, "inputs": {"image": images}}
+    how: dict[str, Any] = {"macs": 0.5, "score": "obs", "multiple": 1, "timing": False, "inputs": {"image": images}}
     found = {
         compensate: graphprune.prune(digits.PATH, calib=[{"image": images}], compensate=compensate, **how)
         for compensate in (True, False)
@@ -302,7 +302,7 @@ def test_a_module_made_up_for_is_cut_in_place() -> None:
     module, x = Small().eval(), torch.as_tensor(data(60, 2, 5, 5))
     with torch.no_grad():
         dense = module(x)
-    how: dict[str, Any] = {"example_inputs": (x,), "keep": 0.5, "multiple": 1, "score": "obs", "latency": False}
+    how: dict[str, Any] = {"example_inputs": (x,), "keep": 0.5, "multiple": 1, "score": "obs", "timing": False}
     result = graphprune.prune(module, calib=[{"x": x.numpy()}], **how)
     assert result.in_place() is module
     with torch.no_grad():
@@ -446,7 +446,7 @@ def test_layers_without_a_bias_get_one(spelled: str) -> None:
     x = rng.standard_normal(shape).astype(np.float32)
     moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x}])
     plan = loaded.plan(Request(keep=0.5, multiple=1))
-    result = loaded.compensated(plan, moments, how="bias").apply(plan, latency=False)
+    result = loaded.compensated(plan, moments, how="bias").apply(plan, timing=False)
     assert result.report.verified
     assert "another export" not in str(result.report.notes)
     found = outputs(Loaded(loaded.format, result.pruned, loaded.analysis), x)

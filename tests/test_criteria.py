@@ -434,7 +434,7 @@ def test_flap_through_the_pipeline() -> None:
     """Standardised scores of both signs meet a budget, on data that really went through the network."""
     images = digits.split()[0][:200]
     result = graphprune.prune(
-        digits.PATH, macs=0.5, multiple=1, score="flap", calib=[{"image": images}], latency=False, verify="structure"
+        digits.PATH, macs=0.5, multiple=1, score="flap", calib=[{"image": images}], timing=False, verify="structure"
     )
     report = result.report
     assert report.pruned.macs <= 0.5 * report.dense.macs

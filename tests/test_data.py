@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 INT64 = TensorProto.INT64
 ROWS = 50
-CUT: dict[str, Any] = {"macs": 0.5, "multiple": 1, "score": "obs", "verify": "none", "latency": False}
+CUT: dict[str, Any] = {"macs": 0.5, "multiple": 1, "score": "obs", "verify": "none", "timing": False}
 
 
 def images(count: int = 40) -> npt.NDArray[np.float32]:
@@ -785,7 +785,7 @@ def test_how_to_compensate(tmp_path: Path) -> None:
 
 def test_without_torch_all_layers_are_fitted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """That is said; and refused where it was asked for by name."""
-    how: dict[str, Any] = {"keep": 0.5, "calib": [{"image": images()}], "latency": False}
+    how: dict[str, Any] = {"keep": 0.5, "calib": [{"image": images()}], "timing": False}
     once = graphprune.prune(digits.PATH, **how, compensate="least-squares")
     monkeypatch.delitem(sys.modules, "graphprune.formats.onnx.walks", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)

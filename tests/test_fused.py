@@ -62,7 +62,7 @@ def test_bert_is_fused_and_prunable(encoder: onnx.ModelProto) -> None:
 
 
 def test_bert_is_cut(encoder: onnx.ModelProto) -> None:
-    result = graphprune.prune(encoder, keep=0.5, multiple=1, allow="all", latency=False)
+    result = graphprune.prune(encoder, keep=0.5, multiple=1, allow="all", timing=False)
     assert proved(result)
     assert result.report.pruned.params < 0.25 * result.report.dense.params
     (node, *_) = [node for node in result.model.graph.node if node.op_type == "Attention"]
@@ -75,7 +75,7 @@ def test_bert_is_cut(encoder: onnx.ModelProto) -> None:
 
 
 def cut(name: str, *allow: str) -> Result:
-    return graphprune.prune(DECODERS[name](), keep=0.5, multiple=1, allow=allow, latency=False)
+    return graphprune.prune(DECODERS[name](), keep=0.5, multiple=1, allow=allow, timing=False)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -125,7 +125,7 @@ def test_the_cache_shrinks_with_its_heads(name: str) -> None:
 def test_generates_as_without_a_cache(name: str) -> None:
     """Token by token with the cut cache, and all at once by the decoder without one, cut by the same plan."""
     result = cut(name, "all", "cache")
-    whole = graphprune.load(DECODERS[name](cache=False)).apply(result.plan, latency=False)
+    whole = graphprune.load(DECODERS[name](cache=False)).apply(result.plan, timing=False)
     assert proved(whole)
     tokens, steps = generated(result.model)
     assert len(tokens) == len(PROMPT) + STEPS
@@ -139,7 +139,7 @@ def test_generates_as_without_a_cache(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_exports_generate_as_without_a_cache(name: str) -> None:
     """The same for what torch exports, whose caches are concatenations: all at once is with an empty one."""
-    result = graphprune.prune(exported(name), keep=0.5, multiple=1, allow=("all", "cache"), latency=False)
+    result = graphprune.prune(exported(name), keep=0.5, multiple=1, allow=("all", "cache"), timing=False)
     assert proved(result)
     cut = [dim for dim in result.report.dims if dim["kind"] == "cache"]
     assert [dim["after"] for dim in cut] == [(HEADS if name == "gpt2" else GROUPS) // 2] * LAYERS
@@ -219,7 +219,7 @@ def test_head_sizes_are_multiples() -> None:
         plan = loaded.plan(request)
         kept = {len(cut.keep) for cut in plan.cuts if cut.kind == "head-size"}
         assert kept == {8}, share
-    result = loaded.apply(plan, latency=False)
+    result = loaded.apply(plan, timing=False)
     assert proved(result)
 
 
@@ -312,6 +312,6 @@ def test_scores_that_need_gradients(name: str) -> None:
     model = DECODERS[name](cache=False)
     texts = np.random.default_rng(0).integers(0, VOCABULARY, (4, 9))
     batches = [feeds(model, list(text), 0, {}) for text in texts]
-    result = graphprune.prune(model, keep=0.5, multiple=1, score="fisher", calib=batches, latency=False)
+    result = graphprune.prune(model, keep=0.5, multiple=1, score="fisher", calib=batches, timing=False)
     assert proved(result)
     assert {dim["kind"] for dim in result.report.dims} >= {"mlp", "head" if name == "gpt" else "kv-group"}

@@ -258,7 +258,7 @@ def test_names_that_a_terminal_or_a_page_obeys(tmp_path: Path) -> None:
         assert printable(shown) == shown
         assert "\\x1b[2J" in shown
     command("prune", path, "-o", tmp_path / "out.onnx", "--keep", "0.5", "--report", tmp_path / "r.html").done()
-    result = graphprune.prune(made, keep=0.5, latency=False)
+    result = graphprune.prune(made, keep=0.5, timing=False)
     assert "<script" not in (tmp_path / "r.html").read_text()
     assert printable(str(result.report)) == str(result.report)
     ElementTree.fromstring("\n".join(nx.generate_graphml(network(graphprune.load(made).analysis))))
@@ -338,7 +338,7 @@ def test_links_in_the_place_of_outputs_are_replaced(name: str, tmp_path: Path) -
     onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="w", size_threshold=0)
     (tmp_path / "victim").write_text("mine")
     (tmp_path / name).symlink_to(tmp_path / "victim")
-    graphprune.prune(folder / "model.onnx", keep=0.5, latency=False).save(tmp_path / "small.onnx")
+    graphprune.prune(folder / "model.onnx", keep=0.5, timing=False).save(tmp_path / "small.onnx")
     assert (tmp_path / "victim").read_text() == "mine"
     assert not (tmp_path / name).is_symlink()
 

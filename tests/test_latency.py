@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import graphprune
+from graphprune.allocate import ALLOCATORS, edges
 from graphprune.analysis import analyse
-from graphprune.dims import Dim
-from graphprune.errors import ReadError, UsageError
+from graphprune.budget import Request
+from graphprune.cost import CostModel
+from graphprune.dims import Dim, counts
+from graphprune.errors import BudgetError, ReadError, UsageError
 from graphprune.formats import onnx as format_
 from graphprune.formats.onnx.timing import kernels
 from graphprune.latency import STRUCTURE, Kernel, LatencyModel, Profile, Run, Timing, held_out
@@ -229,7 +232,7 @@ def test_a_cut_that_nobody_measured_is_refused() -> None:
     runs = [Run({n: s for n, s in run.sizes.items() if n != name}, run.timing) for run in made.runs]
     latency = LatencyModel(network().analysis, replace(made, runs=runs))
     assert latency({dim: 96}) == made.dense.whole
-    with pytest.raises(UsageError, match=r"a Dim of 96 positions is cut, and no measured run cut it\n.*--allow"):
+    with pytest.raises(UsageError, match=r"the Dim '.*' is cut, and no measured run cut it\n.*--allow"):
         latency({dim: 95})
 
 
@@ -351,3 +354,203 @@ def test_a_model_that_stays_whole_is_not_measured() -> None:
     net.output(net.op("Relu", net.input(1, 4)))
     with pytest.raises(UsageError, match="no Dim of the model may be cut"):
         take_profile(graphprune.load(net.model()))
+
+
+# Budgets of it.
+
+
+def tiles(inputs: int, outputs: int) -> float:
+    """A kernel that computes 16 inputs and 16 outputs at once."""
+    return plain(up(inputs, 16), up(outputs, 16))
+
+
+def losses(loaded: Loaded, seed: int = 0) -> dict[Dim, Any]:
+    """What positions are a loss of, at random."""
+    random = np.random.default_rng(seed)
+    return {atom.dim: random.exponential(size=atom.size) for atom in loaded.analysis.prunable}
+
+
+def cut(made: Profile, **request: Any) -> dict[Dim, int]:
+    """How many positions of each Dim of the network stay by a request, those that lose least."""
+    loaded, scores = network(), losses(network())
+    latency = LatencyModel(loaded.analysis, made)
+    how: dict[str, Any] = {"latency": latency, "tried": lambda kept: _lost(counts(kept), scores)}
+    plan = loaded.plan(Request(**{"tries": 8, **request}), "obs", scores=scores, **how)
+    sizes = {atom.dim: atom.size for atom in loaded.analysis.prunable} | counts(plan.chosen(loaded.analysis))
+    assert plan.predicted == (made.dense.whole, latency(sizes))
+    return sizes
+
+
+def _lost(sizes: Mapping[Dim, int], scores: Mapping[Dim, Any]) -> float:
+    return sum(float(np.sort(scores[dim])[: dim.extent - size].sum()) for dim, size in sizes.items())
+
+
+@pytest.mark.parametrize("cost", [plain, tiles, fussy])
+@pytest.mark.parametrize("allocator", sorted(ALLOCATORS))
+def test_a_latency_is_met(allocator: str, cost: Cost) -> None:
+    made = measured(cost)
+    dense = made.dense.whole
+    for limit, share in ((0.7, 0.7), ("40%", 0.4), (f"{dense * 6e5}us", 0.6), (f"{dense * 800}ms", 0.8)):
+        sizes = cut(made, latency=limit, allocator=allocator, multiple=1)
+        assert 0.6 * share * dense < truth(cost, sizes) < 1.02 * share * dense
+
+
+@pytest.mark.parametrize("allocator", sorted(ALLOCATORS))
+@pytest.mark.parametrize(("cost", "step"), [(tiles, 16), (fussy, 4)])
+def test_sizes_are_those_that_a_kernel_likes(cost: Cost, step: int, allocator: str) -> None:
+    made = measured(cost, runs=48)
+    sizes = cut(made, latency=0.6, allocator=allocator, multiple=1)
+    assert all(size % step == 0 for size in sizes.values())
+    assert any(size % step for size in cut(made, macs=0.6, allocator=allocator, multiple=1).values())
+
+
+def bound_by_memory() -> Profile:
+    """The network with a kernel behind its second convolution that takes most of the time, and no arithmetic."""
+
+    def measure(models: Sequence[tuple[Any, Any]], *, threads: int, rounds: int) -> list[Timing]:
+        found = clock(plain)(models, threads=threads, rounds=rounds)
+        for timing in found:
+            shape = [*timing.kernels.values()][1].shapes[1]
+            timing.kernels["wait"] = Kernel("Softmax", (shape, shape), 1e-6 * shape[1])
+        return [timing._replace(whole=timing.whole + timing.kernels["wait"].seconds) for timing in found]
+
+    return take_profile(network(), measure=measure)
+
+
+@pytest.mark.parametrize("allocator", ["global", "guarded", "knapsack", "dynamic"])
+def test_what_takes_the_time_is_cut(allocator: str) -> None:
+    made, scores = bound_by_memory(), losses(network())
+    latency, slow = LatencyModel(network().analysis, made), network().analysis.prunable[1].dim
+    aware = cut(made, latency=0.6, allocator=allocator, multiple=1)
+    assert aware[slow] == min(aware.values())
+    plans = (cut(made, macs=share / 50, allocator=allocator, multiple=1) for share in range(49, 1, -1))
+    by_macs = next(sizes for sizes in plans if latency(sizes) <= 0.6 * made.dense.whole)
+    assert aware[slow] < by_macs[slow]
+    assert _lost(aware, scores) < 0.7 * _lost(by_macs, scores)
+
+
+def test_time_is_shared_out_by_an_allocator_that_sees_its_steps() -> None:
+    by = {name: cut(measured(tiles), latency=0.6, allocator=name) for name in ("dynamic", "global", None)}
+    assert by[None] == by["dynamic"] != by["global"]
+    scores = losses(network())
+    assert _lost(by["dynamic"], scores) < _lost(by["global"], scores)
+
+
+def test_other_limits_hold_beside_it() -> None:
+    made, macs = measured(tiles), CostModel(network().analysis).macs
+    for time, share in ((0.8, 0.3), (0.5, 0.9)):
+        sizes = cut(made, latency=time, macs=share, multiple=1)
+        assert truth(tiles, sizes) < 1.02 * time * made.dense.whole
+        assert macs(sizes) <= share * macs({})
+
+
+def test_edges_of_steps() -> None:
+    """Where more costs no more, more is all that is offered; a Dim that frees nothing stays whole."""
+    smooth, stepped, slower, flat = (Dim(12) for _ in range(4))
+    offers = {dim: np.arange(1, 13) for dim in (smooth, stepped, slower, flat)}
+
+    def cost(sizes: Mapping[Dim, int]) -> float:
+        of = {dim: sizes.get(dim, 12) for dim in offers}
+        return of[smooth] + up(of[stepped], 4) + of[slower] * (2 if of[slower] % 3 else 1)
+
+    found = {dim: own.tolist() for dim, own in edges(offers, cost).items()}
+    assert found == {smooth: [*range(1, 13)], stepped: [4, 8, 12], slower: [1, 3, 6, 9, 12], flat: [12]}
+
+
+@pytest.mark.parametrize("words", ["5", 5, "5M", "5 apples", "ms", "half"])
+def test_a_time_has_a_unit(words: Any) -> None:
+    with pytest.raises(UsageError, match=r"is no share and no time\n.*5ms or 800us"):
+        Request(latency=words)
+
+
+def test_a_time_is_no_count() -> None:
+    assert Request(latency="5ms").targets == {"latency": 5e6} == Request(latency="0.005 s").targets
+    assert Request(latency="20µs").targets == {"latency": 2e4} == Request(latency="20us").targets
+    with pytest.raises(UsageError, match="'5ms' is no number"):
+        Request(macs="5ms")
+
+
+def test_a_latency_that_cannot_be() -> None:
+    made = measured(tiles)
+    least = truth(tiles, at(16, 16, 16, 16))
+    words = rf"latency cannot be brought to 1.0% \(.* of {made.dense.whole * 1e3:.4g} ms\): the least reachable is "
+    with pytest.raises(BudgetError, match=words) as refused:
+        cut(made, latency=0.01, multiple=1)
+    told = float(refused.value.what.split("the least reachable is ")[1].split("(")[1].split(" ms")[0])
+    assert told == pytest.approx(least * 1e3, rel=0.01)
+    with pytest.raises(UsageError, match="give keep, or one or several of params, macs, bytes, latency"):
+        Request(keep=0.5, latency=0.5)
+
+
+def test_a_latency_needs_measurements() -> None:
+    words = r"no measurements that say .*\n.*graphprune profile MODEL -o cost.json, and give --profile"
+    with pytest.raises(UsageError, match=words):
+        network().plan(Request(latency=0.5))
+    for options in ({"latency": 0.5}, {"metric": lambda model: 1.0, "shrink": "latency"}):
+        with pytest.raises(UsageError, match=words):
+            graphprune.prune(digits.PATH, score="what is looked up later", **options)
+    with pytest.raises(UsageError, match=f"of another {STRUCTURE}"):
+        graphprune.prune(digits.PATH, latency=0.5, profile=measured(runs=1), calib="what is read later")
+
+
+@cache
+def of_digits() -> Profile:
+    """The digits network on a clock of tiles."""
+    return take_profile(graphprune.load(digits.PATH), runs=12, measure=clock(tiles, still=1e-6))
+
+
+def test_the_smallest_latency_that_holds() -> None:
+    how: dict[str, Any] = {"verify": "none", "multiple": 1, "profile": of_digits(), "shrink": "latency"}
+
+    def weights(model: Any) -> float:
+        return float(sum(np.prod(tensor.dims) for tensor in model.graph.initializer))
+
+    result = graphprune.prune(digits.PATH, metric=weights, drop=0.3, **how)
+    dense, small = result.report.predicted
+    assert small < 0.9 * dense
+    assert result.curve is not None
+    seconds = [point.latency or 0.0 for point in result.curve.sorted()]
+    assert seconds[0] == dense == of_digits().dense.whole
+    assert seconds == sorted(seconds, reverse=True)
+    assert small == min(point.latency or 0.0 for point in result.curve.points if point.held)
+    assert result.curve.to_csv().splitlines()[1].split(",")[3] == str(dense)
+    capped = graphprune.prune(digits.PATH, metric=weights, drop=0.9, latency=f"{dense * 6e5}us", **how)
+    assert capped.report.predicted[1] <= 0.6 * dense
+
+
+def test_the_command_line_takes_a_latency(tmp_path: Path) -> None:
+    cost, other, plan, out = (tmp_path / name for name in ("cost.json", "other.json", "plan.json", "o.onnx"))
+    _keep(cost, of_digits())
+    _keep(other, measured(runs=1))
+    wanted = digits.PATH, "--latency", 0.7, "--profile", cost
+    report = command("prune", *wanted, "-o", out, "--json").done().json
+    dense, small = predicted = report["predicted"]
+    assert dense == of_digits().dense.whole
+    assert small <= 0.7 * dense
+    assert any("predicted by measurements (processor: " in note for note in report["notes"])
+    command("plan", *wanted, "-o", plan).done()
+    assert json.loads(plan.read_text())["predicted"] == predicted
+    assert command("apply", digits.PATH, plan, "-o", out, "--json").done().json["predicted"] == predicted
+    assert "latency, predicted" in command("prune", digits.PATH, "--keep", 0.5, "--profile", cost, "-o", out).done().out
+
+    prune = "prune", digits.PATH, "-o", tmp_path / "none.onnx"
+    command(*prune, "--latency", 0.7).refused(2, "no measurements", "graphprune profile MODEL -o cost.json")
+    command(*prune, "--latency", "1us", "--profile", cost).refused(4, "latency cannot be brought to", "ms of")
+    command(*prune, "--latency", 7, "--profile", cost).refused(2, "'7' is no share and no time")
+    command(*prune, "--latency", 0.7, "--profile", other).refused(2, f"of another {STRUCTURE}")
+    command(*prune, "--latency", 0.7, "--profile", plan).refused(3, "holds no measurements")
+    command(*prune, "--latency", 0.7, "--profile", tmp_path / "no.json").refused(3, "cannot read")
+    command(*prune, "--latency", 0.7, "--keep", 0.5, "--profile", cost).refused(2, "give keep, or one or several of")
+    command("prune", *wanted, "-o", cost).refused(2, "is the input itself, or a file that this run reads")
+    for change, words in ((lambda name: f"no-{name}", "does not have"), (lambda name: None, "no measured run cut it")):
+        _keep(other, _with_first(of_digits(), change))
+        command(*prune, "--latency", 0.7, "--profile", other).refused(2, words)
+    assert not (tmp_path / "none.onnx").exists()
+
+
+def _with_first(made: Profile, change: Callable[[str], str | None]) -> Profile:
+    """``made`` with the first Dim of each run under another name, or without."""
+    first = next(iter(made.runs[0].sizes))
+    named = [{change(n) if n == first else n: s for n, s in run.sizes.items()} for run in made.runs]
+    sizes = [{name: size for name, size in own.items() if name is not None} for own in named]
+    return replace(made, runs=[run._replace(sizes=own) for run, own in zip(made.runs, sizes, strict=True)])

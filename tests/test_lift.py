@@ -265,7 +265,7 @@ def test_prune_a_file_by_fisher() -> None:
     """Calibration data are the batches; without labels the model draws its own."""
     images, *_ = digits.split()
     feeds = [{"image": images[i : i + 64]} for i in range(0, 512, 64)]
-    result = graphprune.prune(digits.PATH, macs=0.6, score="fisher", calib=feeds, latency=False)
+    result = graphprune.prune(digits.PATH, macs=0.6, score="fisher", calib=feeds, timing=False)
     assert result.report.verified
     assert digits.accuracy(result.model.SerializeToString()) > 0.9
 

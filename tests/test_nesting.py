@@ -342,7 +342,7 @@ def test_every_score_chooses_rows(name: str) -> None:
     assert any(np.ptp(found[pair]) > 0 for pair in loaded.analysis.pairs.values())
     plan = loaded.plan(request, name, scores=found)
     assert Plan.from_json(plan.to_json()) == plan
-    assert loaded.apply(plan, latency=False).report.verified
+    assert loaded.apply(plan, timing=False).report.verified
 
 
 @pytest.mark.parametrize("how", ["least-squares", "sequential"])

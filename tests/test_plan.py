@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ def test_text() -> None:
     """One cut a line, so that two plans can be compared with diff."""
     assert PLAN.to_json() == TEXT
     assert Plan.from_json(TEXT) == PLAN
+
+
+def test_what_was_predicted_goes_along() -> None:
+    plan = replace(PLAN, predicted=(0.004, 0.0012))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert "predicted" not in PLAN.to_json()
 
 
 def test_plan_without_cuts() -> None:

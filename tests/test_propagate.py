@@ -155,7 +155,7 @@ def test_moments_are_those_of_a_distribution() -> None:
 
 def test_digits_without_data() -> None:
     """At half the MACs more than twice of what l2 leaves, and 97 % of what there was: measured .99 and .55."""
-    how: dict[str, Any] = {"macs": 0.5, "multiple": 1, "verify": "none", "latency": False}
+    how: dict[str, Any] = {"macs": 0.5, "multiple": 1, "verify": "none", "timing": False}
     plain = graphprune.prune(digits.PATH, score="l2", **how)
     found = graphprune.prune(digits.PATH, score="obs", calib="none", **how)
     accuracy = digits.accuracy(found.model.SerializeToString())

@@ -75,7 +75,7 @@ def test_weights_that_are_listed_as_inputs(name: str, tmp_path: Path) -> None:
 def test_networks_inside_an_if() -> None:
     """All weights are Constant nodes of two branches, of which the inputs tried take one; both are cut and proved."""
     loaded = graphprune.load(real.silero_vad_rates())
-    result = loaded.apply(loaded.plan(HALF), latency=False)
+    result = loaded.apply(loaded.plan(HALF), timing=False)
     assert result.report.verified
     assert all("first branch of every If" in check.detail for check in result.report.checks)
     assert result.report.pruned.params < 0.6 * result.report.dense.params
@@ -86,7 +86,7 @@ def test_networks_inside_an_if() -> None:
 def _prove_and_halve(subject: Subject, path: Path, half: Path) -> None:
     loaded = graphprune.load(path)
     assert not subject.kinds or kinds(loaded.analysis) == subject.kinds
-    result = loaded.apply(loaded.plan(HALF), latency=False)
+    result = loaded.apply(loaded.plan(HALF), timing=False)
     report = result.report
     assert [check.name for check in report.checks] == ["permutation", "zero equals cut", "loads and runs"]
     assert all(check.passed for check in report.checks)
@@ -103,7 +103,7 @@ def test_detector_on_a_page(page: npt.NDArray[np.uint8]) -> None:
     image = (page[:, :, ::-1] / 255 - MEAN) / DEVIATION
     inputs = {"x": image.transpose(2, 0, 1)[None].astype(np.float32)}
     loaded = graphprune.load(real.ocr_det(), inputs=inputs)
-    checks = loaded.apply(loaded.plan(HALF), latency=False).report.checks
+    checks = loaded.apply(loaded.plan(HALF), timing=False).report.checks
     assert [check.limit for check in checks[:2]] == [TOLERANCE, TOLERANCE]
 
 

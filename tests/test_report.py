@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -152,6 +153,17 @@ def test_json() -> None:
     assert data["dims"] == REPORT.dims
     assert data["frozen"] == REPORT.frozen
     assert data["request"] == {"keep": 0.5, "multiple": 8}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".json", ".html"])
+def test_a_latency_that_was_predicted_is_told_beside_the_measured(suffix: str) -> None:
+    text = replace(REPORT, predicted=(0.004, 0.0012)).render(suffix)
+    if suffix == ".json":
+        assert json.loads(text)["predicted"] == [0.004, 0.0012]
+    else:
+        cells = "".join(" " if c in "│|" else c for c in re.sub("<[^>]+>", " ", text))
+        assert "latency, predicted 4.00 ms 1.20 ms 30.0% " in " ".join(cells.split())
+    assert "predicted" not in REPORT.render(suffix).replace('"predicted": []', "")
 
 
 def reject(constant: str) -> Any:

@@ -76,7 +76,7 @@ def half_of_the_first(loaded: Loaded) -> Plan:
 
 def error(loaded: Loaded, plan: Plan, how: Any, held: list[dict[str, Any]]) -> float:
     """Of the cut model's outputs, next to the dense model's."""
-    small = loaded.compensated(plan, loaded.measure(held), 1e-3, how, held).apply(plan, latency=False)
+    small = loaded.compensated(plan, loaded.measure(held), 1e-3, how, held).apply(plan, timing=False)
     runs = [loaded.format.run(model) for model in (loaded.model, small.pruned)]
     dense, found = (np.concatenate([next(iter(run(batch).values())) for batch in held]) for run in runs)
     return float(np.square(dense - found).sum() / np.square(dense).sum())
@@ -117,7 +117,7 @@ def test_zeros_are_a_cut() -> None:
         walk.put(name, values)
     output = loaded.analysis.graph.outputs[0]
     walk.to(len(loaded.analysis.graph.nodes))
-    small = loaded.apply(plan, latency=False)
+    small = loaded.apply(plan, timing=False)
     expected = loaded.format.run(small.pruned)(held[0])[output]
     rows = walk.rows(0, graphprune.consumers.Site(output, 1))
     np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)
@@ -153,6 +153,6 @@ def test_no_data_no_order() -> None:
 def test_same_seed_same_model() -> None:
     """Twice the same."""
     held = [{"image": part} for part in np.split(digits.split()[0][:128], 4)]
-    made = [graphprune.prune(digits.PATH, macs=0.4, calib=held, compensate="sequential", latency=False) for _ in "ab"]
+    made = [graphprune.prune(digits.PATH, macs=0.4, calib=held, compensate="sequential", timing=False) for _ in "ab"]
     assert made[0].model.SerializeToString() == made[1].model.SerializeToString()
     assert any("layer after layer" in note for note in made[0].report.notes)

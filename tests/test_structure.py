@@ -106,7 +106,7 @@ def test_scores_that_need_gradients_say_that_a_body_has_none() -> None:
 def test_data_change_no_weight_inside_a_body() -> None:
     data = [{"input_1": np.random.default_rng(0).standard_normal((64, FEATURES)).astype(np.float32)}]
     model = branching().model()
-    result = graphprune.prune(model, keep=0.5, multiple=1, score="obs", calib=data, latency=False)
+    result = graphprune.prune(model, keep=0.5, multiple=1, score="obs", calib=data, timing=False)
     assert result.report.verified
     then, cut = body(model, "choice", 0), body(result.model, "choice", 0)
     kept = {cutting.size: list(cutting.keep) for cutting in result.plan.cuts}
@@ -158,7 +158,7 @@ def calling() -> onnx.ModelProto:
 
 def test_calls_stay_where_nothing_in_their_functions_changes() -> None:
     model = calling()
-    result = graphprune.prune(model, keep=0.5, multiple=1, include=("constant_2",), latency=False)
+    result = graphprune.prune(model, keep=0.5, multiple=1, include=("constant_2",), timing=False)
     assert result.report.verified
     assert [cut.size for cut in result.plan.cuts] == [HIDDEN]
     assert [node.op_type for node in result.model.graph.node] == [node.op_type for node in model.graph.node]
@@ -167,7 +167,7 @@ def test_calls_stay_where_nothing_in_their_functions_changes() -> None:
 
 
 def test_calls_are_spelled_out_where_a_size_inside_changes() -> None:
-    result = graphprune.prune(calling(), keep=0.5, multiple=1, allow="all", latency=False)
+    result = graphprune.prune(calling(), keep=0.5, multiple=1, allow="all", timing=False)
     assert result.report.verified
     assert not result.model.functions
     assert any("model-local functions" in note and "Layer, Fold" in note for note in result.report.notes)
@@ -204,10 +204,10 @@ def test_weights_that_callers_may_give_are_cut_on_request(version: int, cut: boo
     model.ir_version = version
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    result = graphprune.prune(model, keep=0.5, latency=False)
+    result = graphprune.prune(model, keep=0.5, timing=False)
     assert bool(result.plan.cuts) == cut
     assert any("--allow defaults" in note for note in result.report.notes) != cut
-    allowed = graphprune.prune(model, keep=0.5, allow="defaults", latency=False)
+    allowed = graphprune.prune(model, keep=0.5, allow="defaults", timing=False)
     assert allowed.report.verified
     shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in allowed.model.graph.input}
     assert all(shapes[tensor.name] == list(tensor.dims) for tensor in allowed.model.graph.initializer)

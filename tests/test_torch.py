@@ -202,7 +202,7 @@ def count(module: nn.Module) -> int:
 
 def half(module: Any, inputs: Any, **request: Any) -> graphprune.Result:
     """``module`` with half of every Dim, unless ``request`` says otherwise."""
-    return graphprune.prune(module, example_inputs=inputs, **{"keep": 0.5, "multiple": 1, "latency": False, **request})
+    return graphprune.prune(module, example_inputs=inputs, **{"keep": 0.5, "multiple": 1, "timing": False, **request})
 
 
 # ---- a traced module that trains
@@ -367,7 +367,7 @@ def test_schedules(name: str) -> None:
 
 def stepped(module: nn.Module, callback: Callable[[Any, int], None], **options: Any) -> graphprune.Result:
     """A quarter of the parameters in three steps, unless ``options`` say otherwise."""
-    asked = {"steps": 3, "params": 0.25, "multiple": 1, "floor": 0.0, "verify": "none", "latency": False, **options}
+    asked = {"steps": 3, "params": 0.25, "multiple": 1, "floor": 0.0, "verify": "none", "timing": False, **options}
     return prune_in_steps(module, example_inputs=(noise(2, 16),), callback=callback, **asked)
 
 

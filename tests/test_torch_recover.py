@@ -40,7 +40,7 @@ def traced(module: nn.Module) -> nn.Module:
     """What a pruning run hands back, with nothing cut."""
     shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
     model: nn.Module = graphprune.prune(
-        module, example_inputs=(BATCHES[0],), dynamic_shapes=shapes, keep=1.0, latency=False
+        module, example_inputs=(BATCHES[0],), dynamic_shapes=shapes, keep=1.0, timing=False
     ).model
     return model
 
@@ -206,7 +206,7 @@ def test_accuracy_of_a_cut_network(in_place: bool) -> None:
     images, labels, test, named = (torch.from_numpy(part) for part in digits.split())
     model: Any = copy.deepcopy(trained())
     shapes = ({0: torch.export.Dim("batch", min=1, max=2048)},)
-    result = graphprune.prune(model, example_inputs=(images[:2],), dynamic_shapes=shapes, macs=0.5, latency=False)
+    result = graphprune.prune(model, example_inputs=(images[:2],), dynamic_shapes=shapes, macs=0.5, timing=False)
     small = result.in_place() if in_place else result.model
 
     def accuracy() -> float:

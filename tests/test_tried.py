@@ -38,7 +38,7 @@ def test_a_candidate_is_what_would_be_cut() -> None:
     held_out = found["batches"][1::2]
     for share in (0.7, 0.4):
         plan = loaded.plan(graphprune.Request(macs=share, multiple=1))
-        result = loaded.compensated(plan, moments, 0.2).apply(plan, verify="none", latency=False)
+        result = loaded.compensated(plan, moments, 0.2).apply(plan, verify="none", timing=False)
         runs = (format_.run(loaded.model), format_.run(format_.read(result.model)))
         before, after = ([run(batch) for batch in held_out] for run in runs)
         moved = tried(plan.chosen(loaded.analysis))
@@ -81,7 +81,7 @@ def test_divergence_of_classes() -> None:
 
 def test_search_moves_outputs_less_and_goes_on_where_it_was(tmp_path: Path) -> None:
     loaded, found = seen()
-    how: dict[str, Any] = {"macs": 0.4, "multiple": 1, "latency": False, "verify": "none", "compensate": True}
+    how: dict[str, Any] = {"macs": 0.4, "multiple": 1, "timing": False, "verify": "none", "compensate": True}
     how |= {"calib": graphprune.Calibration(found["batches"], cache=False)}
     state = tmp_path / "s.json"
     plain = graphprune.prune(digits.PATH, **how).plan
@@ -104,6 +104,6 @@ def test_search_without_data() -> None:
     loaded = graphprune.load(digits.PATH)
     with pytest.raises(UsageError, match="there are none"):
         loaded.plan(graphprune.Request(macs=0.5, allocator="search"))
-    result = graphprune.prune(digits.PATH, macs=0.5, allocator="search", tries=3, verify="none", latency=False)
+    result = graphprune.prune(digits.PATH, macs=0.5, allocator="search", tries=3, verify="none", timing=False)
     assert any("statistics from" in note for note in result.report.notes), "the best source that needs none"
     assert isinstance(result.model, onnx.ModelProto)

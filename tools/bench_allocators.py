@@ -61,7 +61,7 @@ def measured(bench: Bench, scored: Any, budget: str, allocator: str, tries: int)
     start = time.process_time()
     plan = bench.loaded.plan(wanted, "obs", scores=scored, tried=tried, seed=bench.seed)
     seconds = time.process_time() - start
-    result = bench.loaded.compensated(plan, moments).apply(plan, verify="none", latency=False)
+    result = bench.loaded.compensated(plan, moments).apply(plan, verify="none", timing=False)
     moved = tried(plan.chosen(bench.loaded.analysis)) if tried else None
     metrics = bench.subject.measure(result.model.SerializeToString())
     macs = result.report.pruned.macs / result.report.dense.macs

@@ -146,7 +146,7 @@ def cut(study: Study, model: nn.Module, score: str, seed: int) -> tuple[nn.Modul
         multiple=1,
         loss=loss,
         batches=batches,
-        latency=False,
+        timing=False,
     )
     kept = [(entry.name, entry.keep) for entry in result.plan.cuts]
     dense, small = result.report.dense, result.report.pruned

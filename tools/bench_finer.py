@@ -84,7 +84,7 @@ def rows(subject: Subject, scores: Iterable[str], how: str) -> Iterator[str]:
                 request = graphprune.Request(keep=keep, include=names, multiple=1, finer=finer)
                 plan = loaded.plan(request, score, moments=moments, batches=batches)
                 made = loaded.compensated(plan, moments) if how == "least-squares" else loaded
-                model = made.apply(plan, verify="none", latency=False).model
+                model = made.apply(plan, verify="none", timing=False).model
                 if how == "batch norms":
                     graphprune.reestimate_batch_norm(model, batches)
                 found.append(f"{subject.measure(model.SerializeToString())} at {keep:.0%}")

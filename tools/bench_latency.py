@@ -1,10 +1,17 @@
-"""Predicted against measured latency of pruned models that were never timed before.
+"""Predicted against measured latency of pruned models that were never timed before; plans side by side at the same.
 
     python -m tools.bench_latency state/
+    python -m tools.bench_latency state/ --same 0.7 0.5 --models digits resnet20 mobilenet ocr minilm smollm2
 
 Each model is profiled once (`graphprune profile`), then cut to budgets, and what the profile predicts is held against a
 measurement: dense and pruned by turns, one thread, as a share of the dense time. What was measured is kept in the
 folder given, so that a run that was stopped goes on; predictions are made anew. The table is printed in the end.
+
+With ``--same``, models that have a task are cut to these shares of their time, as measured: by plans that know latency
+("dynamic", and "global"), by one that knows MACs ("dynamic"), and uniformly. Scores are those of `obs` with real data,
+the weights that stay make up by least squares, and sizes are multiples of 8 for all, so that plans differ in how they
+share the time out and in nothing else. Each is aimed at the share by prediction, measured, and aimed again until it is
+there.
 """
 
 from __future__ import annotations
@@ -13,7 +20,9 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +30,14 @@ import graphprune
 from graphprune.budget import Request
 from graphprune.cost import CostModel
 from graphprune.dims import Chosen, counts
+from graphprune.errors import BudgetError
 from graphprune.latency import LatencyModel, Profile
 from graphprune.pipeline import Loaded
+from graphprune.plan import Plan
 from graphprune.profile import at_sizes, take_profile
 from models import digits, fashion, real, zoo
+from models.tasks import SUBJECTS
+from tools.bench_quality import Bench
 
 SECONDS = 4.0
 MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
@@ -45,6 +58,21 @@ REQUESTS = {
     "60 % of each Dim": Request(keep=0.6),
     "50 % of MACs, any sizes": Request(macs=0.5, multiple=1),
 }
+
+
+WAYS: dict[str, Callable[[float], dict[str, Any]]] = {
+    "latency": lambda share: {"latency": share},
+    "latency, global": lambda share: {"latency": share, "allocator": "global"},
+    "MACs": lambda share: {"macs": share, "allocator": "dynamic"},
+    "uniform": lambda share: {"macs": share, "allocator": "uniform"},
+}
+"""What plans at the same latency go by."""
+SAME = (
+    "| model | time left | plan by | measured | predicted | MACs left | moved | score |",
+    "|---|---|---|---|---|---|---|---|",
+)
+NEAR, TURNS = 0.02, 4
+"""How far a measurement may be from the share that was aimed at, and how often it is aimed."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,81 @@ def ratio(loaded: Loaded, chosen: Chosen, seconds: float) -> float:
     return pruned.whole / dense.whole
 
 
+class Aimed:
+    """Plans of one model that are aimed at a share of its time."""
+
+    def __init__(self, name: str, state: Path) -> None:
+        _, path, sizes = MODELS[name]
+        self.loaded = at_sizes(graphprune.load(path()), sizes)
+        self.made = measured_profile(self.loaded, state / f"{name}.json")
+        self.bench = Bench(SUBJECTS[name], "real", 0)
+        self.latency = LatencyModel(self.bench.loaded.analysis, self.made)
+        self.options = {**self.bench.subject.options, "multiple": 8}
+        widest = Request(keep=0.5, **self.options)
+        self.scores = self.bench.loaded.scores(widest, "obs", **self.bench.moments_of([]))
+
+    @cache  # noqa: B019  one object a model
+    def plan(self, way: str, share: float) -> Plan | None:
+        """What a way makes of a share of what it goes by; None where that cannot be."""
+        request = Request(**WAYS[way](share), **self.options)
+        try:
+            return self.bench.loaded.plan(request, "obs", scores=self.scores, latency=self.latency)
+        except BudgetError:
+            return None
+
+    def below(self, way: str, share: float) -> Plan | None:
+        """The largest that is predicted to take at most ``share`` of the time."""
+        dense = self.made.dense.whole
+        plans = (self.plan(way, round(left, 3)) for left in (share, *np.arange(0.98, 0.03, -0.02)))
+        fitting = (plan for plan in plans if plan and plan.predicted[1] <= share * dense)
+        return max(fitting, key=lambda plan: plan.predicted[1], default=None)
+
+    def found(self, way: str, share: float) -> dict[str, Any]:
+        """The plan that is nearest to ``share`` by measurement: times, MACs, how far outputs move, metrics."""
+        aim, tried = share, list[tuple[float, Plan]]()
+        for _ in range(TURNS):
+            plan = self.below(way, aim)
+            if plan is None or any(plan == other for _, other in tried):
+                break
+            tried.append((ratio(self.loaded, plan.chosen(self.loaded.analysis), self.made.dense.whole), plan))
+            if abs(tried[-1][0] / share - 1) < NEAR:
+                break
+            aim *= share / tried[-1][0]
+        if not tried:
+            return {}
+        measured, plan = min(tried, key=lambda one: abs(one[0] / share - 1))
+        moments, moved = self.bench.moments[0], self.bench.loaded.tried(self.bench.moments_of([]))
+        result = self.bench.loaded.compensated(plan, moments).apply(plan, verify="none", timing=False)
+        report = result.report
+        return {
+            "measured": measured,
+            "predicted": plan.predicted[1] / plan.predicted[0],
+            "macs": report.pruned.macs / report.dense.macs,
+            "moved": moved(plan.chosen(self.bench.loaded.analysis)) if moved else None,
+            **self.bench.subject.measure(result.model.SerializeToString()),
+        }
+
+
+def side_by_side(name: str, state: Path, shares: Sequence[float]) -> Iterator[str]:
+    """Lines of the table of one model; what is in the folder is not measured again."""
+    held = state / f"{name}.same"
+    known: dict[str, dict[str, Any]] = json.loads(held.read_text(encoding="utf-8")) if held.exists() else {}
+    missing = [(way, share) for share in shares for way in WAYS if f"{way} {share}" not in known]
+    aimed = Aimed(name, state) if missing else None
+    for way, share in missing:
+        assert aimed is not None
+        known[f"{way} {share}"] = found = aimed.found(way, share)
+        print(name, way, share, found, flush=True)
+        _write(held, json.dumps(known))
+    metric = SUBJECTS[name].metrics[0]
+    forms = {"measured": ".1%", "predicted": ".1%", "macs": ".1%", "moved": ".3f", metric.name: metric.form}
+    for share in shares:
+        for way in WAYS:
+            found = known[f"{way} {share}"]
+            cells = [f"{found[key]:{form}}" if found.get(key) is not None else "" for key, form in forms.items()]
+            yield f"| {MODELS[name][0]} | {share:.0%} | {way} | {' | '.join(cells)} |"
+
+
 def table(found: Sequence[Row]) -> str:
     """All rows as markdown, and how many predictions are within a tenth."""
     lines = ["| model | cut to | MACs left | time left, predicted | measured | error |", "|---|---|---|---|---|---|"]
@@ -119,8 +222,13 @@ def main() -> None:
     parser.add_argument("state", type=Path)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--budgets", nargs="+", choices=REQUESTS, default=list(REQUESTS))
+    parser.add_argument("--same", nargs="+", type=float, help="shares of the time to hold plans side by side at")
     args = parser.parse_args()
     args.state.mkdir(exist_ok=True)
+    if args.same:
+        lines = [line for name in args.models if name in SUBJECTS for line in side_by_side(name, args.state, args.same)]
+        print(*SAME, *lines, sep="\n")
+        return
     found: list[Row] = []
     for name in args.models:
         held = args.state / f"{name}.measured"

@@ -29,7 +29,7 @@ def graphprune(source: Path, target: Path) -> None:
     import graphprune as pruner
 
     optional = ("hidden", "head-size")
-    pruned = pruner.prune(str(source), keep=0.5, multiple=1, floor=0.0, allow=optional, verify="none", latency=False)
+    pruned = pruner.prune(str(source), keep=0.5, multiple=1, floor=0.0, allow=optional, verify="none", timing=False)
     pruned.save(target)
 
 

@@ -157,7 +157,7 @@ class Bench:
             start = self.loaded
             if how:
                 start = start.compensated(plan, moments, batches=self.data[0].batches, **how)
-            result = start.apply(plan, verify="none", latency=False)
+            result = start.apply(plan, verify="none", timing=False)
             model = result.model
             if row.norms == "re-estimated":
                 watches.append(self.data[1])

@@ -134,7 +134,7 @@ def unlike(a: onnx.ModelProto, b: onnx.ModelProto) -> list[str]:
 
 
 def _applied(loaded: Loaded, plan: Plan) -> onnx.ModelProto:
-    made: onnx.ModelProto = loaded.apply(plan, verify="none", latency=False).model
+    made: onnx.ModelProto = loaded.apply(plan, verify="none", timing=False).model
     return made
 
 

@@ -122,7 +122,7 @@ def prepare(source: Path, folder: Path) -> dict[str, float]:
     from graphprune.verify import difference
 
     everything: dict[str, Any] = {"multiple": 1, "floor": 0.0, "allow": ("all",)}
-    made = graphprune.prune(str(source), keep=0.5, **everything, verify="none", latency=False)
+    made = graphprune.prune(str(source), keep=0.5, **everything, verify="none", timing=False)
     made.save(folder / HALF)
     model, half = format.read(source), format.read(folder / HALF)
     format.save(model, folder / DENSE)

@@ -124,7 +124,7 @@ def graphprune(name: str, runs: int) -> Iterator[Row]:
     row.analysis, analysis = timed(lambda: analyse(replace(model.graph)), runs)
     loaded = Loaded(format, model, analysis)
     plan = loaded.plan(Request(keep=0.5, multiple=1, floor=0.0, allow=("all",)))
-    judge(row, dense, loaded.apply(plan, latency=False).model, inputs, compare=not deep(name))
+    judge(row, dense, loaded.apply(plan, timing=False).model, inputs, compare=not deep(name))
     yield row
 
 

@@ -174,7 +174,7 @@ def use(path: Path, out: Path) -> tuple[str, str]:
     ElementTree.fromstring("\n".join(nx.generate_graphml(made)))
     to_dot(made)
     plan = graphprune.Plan.from_json(loaded.plan(graphprune.Request(keep=0.5)).to_json())
-    result = loaded.apply(plan, latency=False)
+    result = loaded.apply(plan, timing=False)
     for suffix in (".json", ".html", ".md", ".txt"):
         text = result.report.render(suffix)
         if suffix == ".html" and "<script" in text:

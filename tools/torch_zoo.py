@@ -122,7 +122,7 @@ def in_place(name: str, allow: tuple[str, ...]) -> str:
     module, inputs = build(name)
     module.float()
     inputs = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
-    result = graphprune.prune(module, example_inputs=inputs, keep=0.5, allow=allow, verify="none", latency=False)
+    result = graphprune.prune(module, example_inputs=inputs, keep=0.5, allow=allow, verify="none", timing=False)
     if not result.plan.cuts:
         return NOTHING
     try:
