@@ -8,7 +8,7 @@ are several batches, weights are fitted on every other one, and outputs looked a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ from graphprune.analysis import Analysis
 from graphprune.classes import classes
 from graphprune.compensate import DAMPING, Changed, loses, refit
 from graphprune.consumers import Consumer, Site, consumers
-from graphprune.dims import Chosen, Positions, take
-from graphprune.formats import Format
+from graphprune.dims import Chosen, Dim, Positions, take
+from graphprune.formats import Format, Runner
 from graphprune.graph import Array, Graph
 from graphprune.memo import Memo
 from graphprune.stats import Moments
@@ -73,8 +73,11 @@ class Tried:
         for number, consumer in enumerate(self._consumers):
             if loses(consumer, chosen):
                 values |= self._refit(number, take(consumer.dim, chosen)).values
-        model = self.format.replaced(self.model, values, {}) if values else self.model
-        run = self.format.run(self.format.apply(model, self.analysis, chosen))
+        if len(chosen) == 1 and not values and chosen.keys() <= self._able:  # as large as the whole: zeros will do
+            run = self._zeroed(chosen)
+        else:
+            model = self.format.replaced(self.model, values, {}) if values else self.model
+            run = self.format.run(self.format.apply(model, self.analysis, chosen))
         found = distance(self.analysis.graph, self._dense, [run(batch) for batch in self.batches])
         return found if np.isfinite(found) else float("inf")
 
@@ -82,6 +85,14 @@ class Tried:
     def _dense(self) -> list[Outputs]:
         run = self.format.run(self.model)
         return [run(batch) for batch in self.batches]
+
+    @cached_property
+    def _able(self) -> set[Dim]:
+        return self.format.maskable(self.analysis)
+
+    @cached_property
+    def _zeroed(self) -> Callable[[Chosen], Runner]:
+        return self.format.masked(self.model, self.analysis, self._able)
 
     @cached_property
     def _consumers(self) -> list[Consumer]:
@@ -98,6 +109,12 @@ class Tried:
         while len(self._solved) > 1 and sum(map(_bytes, self._solved.values())) > HELD:
             del self._solved[next(iter(self._solved))]
         return found
+
+
+def unit(graph: Graph) -> str:
+    """What a `distance` of outputs is in."""
+    choose = any(classes(graph, name) for name in graph.outputs)
+    return "nats" if choose else "of the norm of the outputs"
 
 
 def _fitted(moments: Moments) -> Moments:

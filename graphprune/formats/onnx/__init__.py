@@ -12,7 +12,7 @@ from graphprune.formats.onnx.last import last
 from graphprune.formats.onnx.model import OnnxModel, native
 from graphprune.formats.onnx.moments import moments, replaced
 from graphprune.formats.onnx.names import vocabulary
-from graphprune.formats.onnx.proof import check, forced, mask, maskable, nudge
+from graphprune.formats.onnx.proof import check, forced, mask, maskable, masked, nudge
 from graphprune.formats.onnx.read import read
 from graphprune.formats.onnx.recover import reestimate_batch_norm
 from graphprune.formats.onnx.runtime import give, run, trials
@@ -34,6 +34,7 @@ __all__ = [
     "last",
     "mask",
     "maskable",
+    "masked",
     "moments",
     "native",
     "nudge",

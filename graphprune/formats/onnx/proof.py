@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import numpy as np
 import onnx
 
@@ -11,7 +13,7 @@ from graphprune.errors import VerifyError
 from graphprune.formats.onnx.bodies import force, places, scopes
 from graphprune.formats.onnx.check import check_structure
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import first_line
+from graphprune.formats.onnx.runtime import Feeds, first_line, run
 from graphprune.formats.onnx.shapes import infer, skeleton
 from graphprune.graph import Array, Graph
 from graphprune.rules.control import taken
@@ -21,6 +23,7 @@ from graphprune.values import Values
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
 _ULP = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-23, "float64": 2**-52}
 """One unit in the last place, relative, of each floating-point type."""
+Runner = Callable[[Feeds], dict[str, Array]]
 
 
 def check(model: OnnxModel) -> None:
@@ -55,20 +58,57 @@ def _puts_zeros(analysis: Analysis, mask: Mask) -> bool:
 
 def mask(model: OnnxModel, analysis: Analysis, chosen: Chosen) -> OnnxModel:
     """The model at full size, with zeros at the removed positions wherever an axis of theirs is summed over."""
+    return _multiplied(model, analysis, chosen, chosen)
+
+
+def masked(model: OnnxModel, analysis: Analysis, dims: Iterable[Dim]) -> Callable[[Chosen], Runner]:
+    """For positions of ``dims`` to keep, a function that runs the model as `mask` makes it: one session for all."""
+    free = dict.fromkeys(dims, np.zeros(0, np.int64))
+    made = _multiplied(model, analysis, free, None)
+    where = list(_masks(analysis, free))
+    for name, wanted in where:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(_kept(analysis, wanted, {}).dtype)
+        made.proto.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * len(wanted.layout)))
+    runner = run(made)
+
+    def at(chosen: Chosen) -> Runner:
+        kept = {name: _kept(analysis, wanted, chosen) for name, wanted in where}
+        return lambda feeds: runner({**feeds, **kept})
+
+    return at
+
+
+def _masks(analysis: Analysis, dims: Iterable[Dim]) -> Iterator[tuple[str, Mask]]:
+    """Where zeros can be put in place of positions of ``dims``, each under a name."""
+    free = dict.fromkeys(dims)
+    for number, wanted in enumerate(analysis.facts.masks):
+        if touched(wanted.dim, free) and _puts_zeros(analysis, wanted):
+            yield f"graphprune/mask_{number}", wanted
+
+
+def _kept(analysis: Analysis, wanted: Mask, chosen: Chosen) -> Array:
+    """One where positions stay: a factor of floats, of integers a condition."""
+    dtype = analysis.graph.values[wanted.node.inputs[wanted.input]].dtype
+    whole = np.ones([1] * len(wanted.layout))
+    kept = ones(wanted.layout, wanted.axis, chosen) if touched(wanted.dim, chosen) else whole
+    return kept.astype(np.dtype(dtype)) if dtype in _ULP else kept != 0
+
+
+def _multiplied(model: OnnxModel, analysis: Analysis, dims: Iterable[Dim], chosen: Chosen | None) -> OnnxModel:
+    """The model with nodes that take the masks of ``dims``: those of ``chosen`` as constants, else from outside."""
     made = model.copy()
     proto = made.proto
     everywhere = places(proto, analysis.graph.weights)
     extra: dict[int, dict[int, list[onnx.NodeProto]]] = {}
-    for number, wanted in enumerate(analysis.facts.masks):
-        if not touched(wanted.dim, chosen) or not _puts_zeros(analysis, wanted):
-            continue
+    for name, wanted in _masks(analysis, dims):
         place = everywhere[wanted.node.index]
         node = place.node
-        dtype = np.dtype(analysis.graph.values[wanted.node.inputs[wanted.input]].dtype)
-        kept = ones(wanted.layout, wanted.axis, chosen).astype(dtype)
-        name = f"graphprune/mask_{number}"
+        dtype = str(np.dtype(analysis.graph.values[wanted.node.inputs[wanted.input]].dtype))
         point = node.input[wanted.zero] if wanted.zero is not None else ""
-        helpers = _helpers(name, node.input[wanted.input], kept, str(dtype), point)
+        helpers = _helpers(name, node.input[wanted.input], dtype, point)
+        if chosen is not None:
+            kept = onnx.numpy_helper.from_array(_kept(analysis, wanted, chosen), name)
+            helpers.insert(0, onnx.helper.make_node("Constant", [], [name], value=kept))
         extra.setdefault(place.scope.number, {}).setdefault(place.at, []).extend(helpers)
         node.input[wanted.input] = f"{name}/masked"
     for scope in reversed(scopes(proto)):  # bodies before the nodes that they are in
@@ -97,15 +137,11 @@ def forced(model: OnnxModel, graph: Graph) -> dict[str, OnnxModel]:
     return found
 
 
-def _helpers(name: str, value: str, kept: Array, dtype: str, point: str) -> list[onnx.NodeProto]:
-    """Nodes that put zeros (the integer ``point``, if there is one) where ``kept`` is 0 into ``value``."""
+def _helpers(name: str, value: str, dtype: str, point: str) -> list[onnx.NodeProto]:
+    """Nodes that put zeros (the integer ``point``, if there is one) where the mask ``name`` is 0 into ``value``."""
     if dtype in _ULP:
-        tensor = onnx.numpy_helper.from_array(kept.astype(np.dtype(dtype)), name)
-        return [
-            onnx.helper.make_node("Constant", [], [name], value=tensor),
-            onnx.helper.make_node("Mul", [value, name], [f"{name}/masked"]),
-        ]
-    made = [onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(kept != 0, name))]
+        return [onnx.helper.make_node("Mul", [value, name], [f"{name}/masked"])]
+    made = []
     for part, source in (("value", value), ("zero", point)):
         if source:
             made.append(onnx.helper.make_node("Cast", [source], [f"{name}/{part}"], to=onnx.TensorProto.INT32))

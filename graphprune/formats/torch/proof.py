@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,24 +92,53 @@ def mask(model: TorchModel, analysis: Analysis, chosen: Chosen) -> TorchModel:
     made = clone(model)
     graph = made.traced.graph
     twins = dict(zip(model.traced.graph.nodes, graph.nodes, strict=True))
-    for number, wanted in enumerate(analysis.facts.masks):
-        if not touched(wanted.dim, chosen) or not wanted.placed:
-            continue
-        _mask(made, analysis, wanted, chosen, twins[model.calls[wanted.node.index].node], number)
+    for path, wanted in _masks(analysis, chosen):
+        made.traced.register_buffer(path, _kept(analysis, wanted, chosen))
+        _multiply(made, wanted, twins[model.calls[wanted.node.index].node], path)
     made.traced.recompile()
     return made
 
 
-def _mask(made: TorchModel, analysis: Analysis, wanted: Mask, chosen: Chosen, node: Any, number: int) -> None:
+def masked(model: TorchModel, analysis: Analysis, dims: Iterable[Dim]) -> Callable[[Chosen], Runner]:
+    """For positions of ``dims`` to keep, a function that runs the model as `mask` makes it: one module for all."""
+    free = {dim: np.arange(dim.extent) for dim in dims}
+    made = mask(model, analysis, free)
+
+    def at(chosen: Chosen) -> Runner:
+        kept = {path: _kept(analysis, wanted, chosen) for path, wanted in _masks(analysis, free)}
+
+        def run_masked(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            for path, value in kept.items():
+                setattr(made.traced, path, value)
+            return run(made)(feeds)
+
+        return run_masked
+
+    return at
+
+
+def _masks(analysis: Analysis, dims: Iterable[Dim]) -> Iterator[tuple[str, Mask]]:
+    """Where zeros can be put in place of positions of ``dims``, each under a name."""
+    free = dict.fromkeys(dims)
+    for number, wanted in enumerate(analysis.facts.masks):
+        if touched(wanted.dim, free) and wanted.placed:
+            yield f"graphprune_mask_{number}", wanted
+
+
+def _kept(analysis: Analysis, wanted: Mask, chosen: Chosen) -> Tensor:
+    """One where positions stay."""
+    whole = np.ones([1] * len(wanted.layout))
+    kept = torch.as_tensor(ones(wanted.layout, wanted.axis, chosen) if touched(wanted.dim, chosen) else whole)
+    return kept.to(getattr(torch, analysis.graph.values[wanted.node.inputs[wanted.input]].dtype))
+
+
+def _multiply(made: TorchModel, wanted: Mask, node: Any, path: str) -> None:
     name = wanted.node.inputs[wanted.input]
     source = next(n for n in node.all_input_nodes if _value_name(made, n) == name)
-    kept = torch.as_tensor(ones(wanted.layout, wanted.axis, chosen))
-    path = f"graphprune_mask_{number}"
-    made.traced.register_buffer(path, kept.to(getattr(torch, analysis.graph.values[name].dtype)))
     with made.traced.graph.inserting_before(node):
         held = made.traced.graph.get_attr(path)
-        masked = made.traced.graph.call_function(torch.ops.aten.mul.Tensor, (source, held))
-    node.replace_input_with(source, masked)
+        factor = made.traced.graph.call_function(torch.ops.aten.mul.Tensor, (source, held))
+    node.replace_input_with(source, factor)
 
 
 def _value_name(model: TorchModel, node: Any) -> str:
