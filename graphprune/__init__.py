@@ -29,6 +29,8 @@ from graphprune.iterate import prune_in_steps
 from graphprune.pipeline import Loaded, Result, load, prune, verify
 from graphprune.plan import Plan
 from graphprune.report import Report
+from graphprune.sensitivity import Sensitivity
+from graphprune.survey import pareto, sensitivity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,14 +46,17 @@ __all__ = [
     "Report",
     "Request",
     "Result",
+    "Sensitivity",
     "UsageError",
     "VerifyError",
     "WriteError",
     "analyse",
     "load",
+    "pareto",
     "prune",
     "prune_in_steps",
     "reestimate_batch_norm",
+    "sensitivity",
     "verify",
 ]
 

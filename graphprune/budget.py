@@ -117,6 +117,13 @@ class Request:
         return {name: amount(value, TARGETS.get(name, COUNTED)) for name, value in given.items() if value is not None}
 
 
+def known_cost(name: str) -> str:
+    """``name``; UsageError where no cost that may be limited is called so."""
+    if name not in TARGETS:
+        raise UsageError(f"there is no cost {name!r}", hint=f"choose one of {', '.join(TARGETS)}")
+    return name
+
+
 def amount(value: float | str, unit: Unit = COUNTED) -> float:
     """A number, or one in words: a share up to 1, above that a count.
 
@@ -180,6 +187,7 @@ def allocate(
     request: Request,
     across: Across = "mean",
     *,
+    losses: Scores | None = None,
     costs: Mapping[str, CostFunction] | None = None,
     tried: Callable[[Chosen], float] | None = None,
     seed: int = 0,
@@ -188,9 +196,10 @@ def allocate(
     """The kept positions of each atom in ``wanted`` that loses any, ascending; ``across``: how Dims compare.
 
     How many stay is seen from the scores of atoms, which of them under each position of another from those of pairs.
-    ``costs`` are further ones than `COSTS`, measured: where they have steps, only sizes at the edge of one are taken.
-    "latency" is one, in nanoseconds. ``tried`` is how far outputs move, for allocators that look. BudgetError with the
-    least reachable share where a target cannot be met; UsageError where nothing says what one costs.
+    ``losses`` of the positions of each, the dearest first, say how many stay in place of scores, where they were
+    measured. ``costs`` are further ones than `COSTS`, measured: where they have steps, only sizes at the edge of one
+    are taken. "latency" is one, in nanoseconds. ``tried`` is how far outputs move, for allocators that look. BudgetError
+    with the least reachable share where a target cannot be met; UsageError where nothing says what one costs.
     """
 
     def choice(counts: Counts) -> dict[Dim, Positions]:
@@ -198,9 +207,8 @@ def allocate(
 
     if request.keep is not None:
         return choice({a.dim: count_for(a, request.keep * a.size, request, nearest=True) for a in wanted})
-    model = CostModel(analysis, [atom.dim for atom in wanted])
     costs = costs or {}
-    every = {"params": model.params, "macs": model.macs, "bytes": model.bytes, **costs}
+    every = cost_functions(analysis, wanted, costs)
     require_costs(request, every)
     counts = {atom.dim: admissible(atom, request) for atom in wanted}
     for name in costs.keys() & request.targets.keys():
@@ -211,7 +219,8 @@ def allocate(
         return {}
     measured = None if tried is None else lambda counts: tried(choice(counts))
     tries = TRIES if request.tries is None else request.tries
-    problem = Problem(wanted, scores, counts, every, limits, across, measured, tries, seed, progress)
+    worth, across = (scores, across) if losses is None else (losses, "error")
+    problem = Problem(wanted, worth, counts, every, limits, across, measured, tries, seed, progress)
     return choice(_met(problem, known(request.shared_out_by)))
 
 
@@ -222,6 +231,14 @@ def require_costs(request: Request, known: Container[str]) -> None:
             "a latency is asked for, and there are no measurements that say how it follows from sizes",
             hint="make them with graphprune profile MODEL -o cost.json, and give --profile cost.json",
         )
+
+
+def cost_functions(
+    analysis: Analysis, wanted: list[Atom], more: Mapping[str, CostFunction] | None = None
+) -> dict[str, CostFunction]:
+    """Every cost that may be limited, by name, as a function of the sizes of ``wanted``."""
+    model = CostModel(analysis, [atom.dim for atom in wanted])
+    return {"params": model.params, "macs": model.macs, "bytes": model.bytes, **(more or {})}
 
 
 def _met(problem: Problem, allocator: Allocator) -> dict[Dim, int]:

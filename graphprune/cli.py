@@ -1,4 +1,4 @@
-"""The command line: ``graphprune inspect | profile | plan | apply | prune | verify | ops | scores | allocators``.
+"""The command line: ``graphprune inspect | profile | sensitivity | pareto | plan | apply | prune | verify | ops ...``.
 
 Nothing is written before verification has passed; what is printed and how errors look is in terminal.
 """
@@ -6,6 +6,7 @@ Nothing is written before verification has passed; what is printed and how error
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,25 +15,33 @@ import numpy as np
 import typer
 
 from graphprune import catalogue, formats, terminal
+from graphprune.budget import ALLOCATOR, TARGETS
 from graphprune.data import Calibration
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
 from graphprune.latency import Profile, held_out
 from graphprune.options import (
+    Allow,
     AsJson,
     Compensating,
+    Exclude,
     Force,
     Holding,
+    Include,
+    Judging,
     ModelPath,
     Output,
+    Pictures,
     Repair,
     ReportPath,
     ScoreName,
     Seed,
     Source,
+    State,
     Target,
     VerifyMode,
     grouped,
+    numbers,
 )
 from graphprune.pipeline import (
     VERIFY,
@@ -49,6 +58,10 @@ from graphprune.pipeline import (
 from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
+from graphprune.sensitivity import FORMATS, RATIOS
+from graphprune.survey import ALONE, BUDGETS
+from graphprune.survey import pareto as take_front
+from graphprune.survey import sensitivity as take_sensitivity
 from graphprune.verify import Check
 
 app = typer.Typer(
@@ -135,6 +148,72 @@ def profile(
 
 @app.command()
 @grouped
+def sensitivity(
+    model: ModelPath,
+    source: Source,
+    judging: Judging,
+    output: Pictures = None,
+    ratios: Annotated[str, typer.Option(help="Shares of a Dim that are kept.")] = ",".join(map(str, RATIOS)),
+    score: ScoreName = "l2",
+    compensate: Annotated[
+        bool, typer.Option("--compensate", help="Once the weights that stay make up for what goes.")
+    ] = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    allow: Allow = None,
+    state: State = None,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Cut each Dim alone to several shares, and see how far the outputs move or what a metric comes to."""
+    _check_pictures(output)
+    names, others, kinds = (tuple(given or ()) for given in (include, exclude, allow))
+    request, loaded = replace(ALONE, include=names, exclude=others, allow=kinds), _load(model)
+    calib = source.calibration
+    terminal.guard(_sources(loaded, model, calib), [*(output or ()), state])
+    with terminal.progress_bars() as progress:
+        given: dict[str, Any] = {"score": score, "calib": calib, "compensate": compensate, "state": state}
+        given |= {"seed": seed, "progress": progress, **judging.options(model.suffix)}
+        found = take_sensitivity(loaded, request, ratios=numbers("ratios", ratios), **given)
+    _show(found, found.table(), found.title, output, as_json)
+
+
+@app.command(cls=Compensating)
+@grouped
+def pareto(
+    model: ModelPath,
+    target: Target,
+    source: Source,
+    repair: Repair,
+    judging: Judging,
+    output: Pictures = None,
+    budgets: Annotated[str, typer.Option(help="Shares of the cost that are tried.")] = ",".join(map(str, BUDGETS)),
+    cost: Annotated[str, typer.Option(metavar="|".join(TARGETS), help="What budgets are of.")] = "macs",
+    score: ScoreName = "l2",
+    as_json: AsJson = False,
+    seed: Seed = 0,
+) -> None:
+    """Try several budgets, and several allocators (--allocator global,search), and see which none other beats."""
+    _check_pictures(output)
+    names = (target.allocator or ALLOCATOR).split(",")
+    request, loaded = replace(target, allocator=None).towards(cost), _load(model).using(target.sensitivity)
+    calib = source.calibration
+    terminal.guard([*_sources(loaded, model, calib), *target.files()], [*(output or ()), target.state])
+    with terminal.progress_bars() as progress:
+        given: dict[str, Any] = {
+            "score": score,
+            "calib": calib,
+            "state": target.state,
+            "cost": cost,
+            "profile": target.profile,
+        }
+        given |= {**vars(repair), "seed": seed, "progress": progress, **judging.options(model.suffix)}
+        found = take_front(loaded, request, budgets=numbers("budgets", budgets), allocators=names, **given)
+    _show(found, found.table(), found.title, output, as_json)
+
+
+@app.command()
+@grouped
 def plan(
     model: ModelPath,
     target: Target,
@@ -146,10 +225,10 @@ def plan(
     seed: Seed = 0,
 ) -> None:
     """Choose what to cut, and write it down as JSON without cutting anything."""
-    request, loaded = target.request, _load(model)
+    request, loaded = target.request, _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
     calib = calibration(source.calibration, score, allocator=request.allocator)
-    terminal.guard(_sources(loaded, model, calib, target.profile), [output, target.state])
+    terminal.guard([*_sources(loaded, model, calib), *target.files()], [output, target.state])
     with terminal.progress_bars() as progress:
         needed = needs_data(score, request.allocator)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
@@ -196,6 +275,7 @@ def prune(
     target: Target,
     source: Source,
     repair: Repair,
+    judging: Judging,
     holding: Holding,
     score: ScoreName = "l2",
     plan_out: Annotated[Path | None, typer.Option("--plan-out", help="Also write the plan.")] = None,
@@ -207,12 +287,12 @@ def prune(
 ) -> None:
     """Shrink a model: plan, cut, prove, report."""
     _check_modes(verify, report)
-    goal = holding.goal(output.suffix)
-    request, loaded = target.towards(goal), _load(model)
+    goal = judging.goal(output.suffix, drop=holding.drop, shrink=holding.shrink)
+    request, loaded = target.towards(holding.shrink if goal else None), _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
     calib = calibration(source.calibration, score, repair.compensate, request.allocator)
     written = [output, plan_out, report, target.state, holding.curve]
-    terminal.guard(_sources(loaded, model, calib, target.profile, force=force), written, hint=_FORCE)
+    terminal.guard([*_sources(loaded, model, calib, force=force), *target.files()], written, hint=_FORCE)
     with terminal.progress_bars() as progress:
         how, damping = how_to(repair.compensate), repair.damping
         needed = how is not None or needs_data(score)
@@ -272,6 +352,23 @@ def scores(as_json: AsJson = False) -> None:
 def allocators(as_json: AsJson = False) -> None:
     """List the allocators: what each needs, and the paper it comes from."""
     _print_catalogue(catalogue.allocators(), as_json)
+
+
+def _check_pictures(output: list[Path] | None) -> None:
+    for path in output or ():
+        check_suffix(path.suffix, FORMATS, "output")
+
+
+def _show(found: Any, rows: list[dict[str, Any]], title: str, output: list[Path] | None, as_json: bool) -> None:
+    """A table or JSON, and the files that were asked for."""
+    for path in output or ():
+        terminal.write(path, found.render(path.suffix))
+    if as_json:
+        sys.stdout.write(found.to_json())
+        return
+    terminal.print_rows(rows, right=rows[0].keys() - {"dim", "kind", "allocator", "front"}, title=title)
+    for line in (*found.notes, *(f"wrote {path}" for path in output or ())):
+        terminal.print_line(line)
 
 
 def _finish(
@@ -342,12 +439,9 @@ def _check_modes(verify: str, report: Path | None) -> None:
         check_suffix(report.suffix)
 
 
-def _sources(
-    loaded: Loaded, model: Path, calib: Calibration | None = None, profile: Path | None = None, *, force: bool = False
-) -> list[Path]:
+def _sources(loaded: Loaded, model: Path, calib: Calibration | None = None, *, force: bool = False) -> list[Path]:
     """Files that the run reads: no output may be one of them (with ``force``, the model alone may be replaced)."""
-    also = [path for path, read in ((model, not force), (profile, True)) if path and read]
-    return [*also, *loaded.model.data_files(), *(calib.files() if calib else [])]
+    return [*([] if force else [model]), *loaded.model.data_files(), *(calib.files() if calib else [])]
 
 
 def _write_network(loaded: Loaded, graphml: Path | None, dot: Path | None) -> None:

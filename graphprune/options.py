@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from graphprune.budget import TARGETS, Request
+from graphprune.budget import TARGETS, Request, known_cost
 from graphprune.data import Calibration
 from graphprune.errors import UsageError
 from graphprune.smallest import Goal
@@ -25,6 +25,19 @@ VerifyMode = Annotated[str, typer.Option("--verify", help="full, structure (noth
 Force = Annotated[bool, typer.Option("--force", help="Write even if nothing was cut, or over the input.")]
 ReportPath = Annotated[Path | None, typer.Option("--report", help="Also write the report: .json, .html, .md or .txt.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Pictures = Annotated[
+    list[Path] | None,
+    typer.Option("--output", "-o", help="Also write what was found: .json, .csv, .html or .svg. May be given again."),
+]
+Include = Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(help="Also cut: hidden (residual stream), head-size, all (both); cache, defaults (change inputs)."),
+]
+State = Annotated[
+    Path | None, typer.Option(help="A file for what candidates came to: a run that was killed goes on where it was.")
+]
 
 
 @dataclass(frozen=True)
@@ -55,35 +68,29 @@ class Target:
             "see graphprune allocators."
         ),
     ] = None
-    tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
-    state: Annotated[
-        Path | None,
-        typer.Option(help="A file for what candidates came to: a run that was killed goes on where it was."),
+    sensitivity: Annotated[
+        Path | None, typer.Option(help="Share out by what graphprune sensitivity measured, in this file.")
     ] = None
+    tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
+    state: State = None
     multiple: Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")] = 8
     floor: Annotated[float, typer.Option(help="Least share of a Dim that stays.")] = 0.1
-    include: Annotated[list[str] | None, typer.Option(help="Cut only Dims whose dim, weight or node name matches.")] = (
-        None
-    )
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Leave Dims alone whose dim, weight or node name matches.")
-    ] = None
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also cut: hidden (residual stream), head-size, all (both); cache, defaults (change inputs)."
-        ),
-    ] = None
-
+    include: Include = None
+    exclude: Exclude = None
+    allow: Allow = None
     finer: Annotated[
         bool, typer.Option(help="Let each group keep its own channels, each key head its own query heads.")
     ] = True
 
-    def towards(self, goal: Goal | None) -> Request:
-        """As the budget takes it; with a goal, the cost that is brought down may be all there is."""
-        free = goal is not None and getattr(self, goal.shrink) is None
-        whole: Any = {goal.shrink: "100%"} if goal and free else {}
+    def towards(self, cost: str | None) -> Request:
+        """As the budget takes it; a ``cost`` that is brought down may be all there is."""
+        free = cost is not None and getattr(self, known_cost(cost)) is None
+        whole: Any = {cost: "100%"} if free else {}
         return replace(self, **whole).request
+
+    def files(self) -> list[Path]:
+        """Every file that is read."""
+        return [path for path in (self.profile, self.sensitivity) if path]
 
     @property
     def request(self) -> Request:
@@ -94,25 +101,33 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Holding:
-    """What the smallest model is to hold."""
+class Judging:
+    """What says how good a model is."""
 
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="COMMAND", help="Find the smallest model: COMMAND is given the path of each, and prints a number."
+            metavar="COMMAND", help="It is given the path of a model, and prints a number: prune finds the smallest."
         ),
     ] = None
-    drop: Annotated[float, typer.Option(help="How much worse the metric may get, as a share of it.")] = 0.01
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="The metric is an error.")] = False
+
+    def options(self, suffix: str) -> dict[str, Any]:
+        """As the library takes it, for models in files that end in ``suffix``."""
+        return {**vars(self), "suffix": suffix}
+
+    def goal(self, suffix: str, **more: Any) -> Goal | None:
+        """The same as one object, and ``more`` of it."""
+        return None if self.metric is None else Goal(**self.options(suffix), **more)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the smallest model is to hold."""
+
+    drop: Annotated[float, typer.Option(help="How much worse the metric may get, as a share of it.")] = 0.01
     shrink: Annotated[str, typer.Option(metavar="|".join(TARGETS), help="The cost that is brought down.")] = "macs"
     curve: Annotated[Path | None, typer.Option(help="Also write all models on the way: .csv or .svg.")] = None
-
-    def goal(self, suffix: str) -> Goal | None:
-        """As the library takes it, for models in files that end in ``suffix``."""
-        if self.metric is None:
-            return None
-        return Goal(self.metric, self.drop, self.shrink, self.lower_is_better, suffix)
 
 
 @dataclass(frozen=True)
@@ -141,7 +156,7 @@ class Source:
     def calibration(self) -> Calibration:
         """As the library takes it."""
         size = self.tokenizer, self.samples, self.length, self.batch
-        pixels = _numbers("mean", self.mean), _numbers("std", self.std)
+        pixels = numbers("mean", self.mean), numbers("std", self.std)
         return Calibration(self.calib or None, *size, *pixels, self.cache)
 
 
@@ -178,7 +193,8 @@ def _written_out(args: Sequence[str]) -> Iterator[str]:
             yield "best"
 
 
-def _numbers(name: str, text: str) -> tuple[float, ...]:
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """The numbers that the option ``name`` lists."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:

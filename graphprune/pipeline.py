@@ -31,6 +31,7 @@ from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
+from graphprune.sensitivity import Sensitivity
 from graphprune.sequential import in_order
 from graphprune.smallest import Curve, Goal, smallest
 from graphprune.stats import Batches, Moments
@@ -59,7 +60,8 @@ class Scored(dict[Dim, npt.NDArray[np.float64]]):
 class Loaded:
     """A model that was read and analysed, ready to be planned for, cut and looked at.
 
-    ``origin`` is the model as it was read, where weights were changed since; ``notes`` go into reports.
+    ``origin`` is the model as it was read, where weights were changed since; ``notes`` go into reports. ``data`` says
+    what it was last run on, ``sensitivity`` what Dims were measured to be worth, if they were.
     """
 
     format: formats.Format
@@ -67,6 +69,8 @@ class Loaded:
     analysis: Analysis
     origin: Any = None
     notes: tuple[str, ...] = ()
+    data: str = ""
+    sensitivity: Sensitivity | None = None
 
     def dims(self) -> list[dict[str, Any]]:
         """One record a Dim: name, kind, size, prunable, exact, reason, worth in parameters and MACs, weights."""
@@ -81,6 +85,14 @@ class Loaded:
         self.format.give(self.model, inputs)
         return replace(self, analysis=analyse(self.model.graph))
 
+    def using(self, sensitivity: Sensitivity | str | Path | None) -> Loaded:
+        """This model, budgets of which go by what Dims were measured to be worth (or a file that says so)."""
+        if sensitivity is None:
+            return self
+        found = sensitivity if isinstance(sensitivity, Sensitivity) else Sensitivity.load(sensitivity)
+        found.require(self.analysis)
+        return replace(self, sensitivity=found)
+
     def learned(
         self,
         calib: Calibration | None,
@@ -94,7 +106,7 @@ class Loaded:
         if calib is None:
             return self, {}
         data = bring(calib, self.format, self.model, seed=seed, progress=progress)
-        loaded = self.at(data.shown) if data.shown and self.model.given is None else self
+        loaded = replace(self.at(data.shown) if data.shown and self.model.given is None else self, data=data.what)
         seen = {"sample": data.sample or None, "batches": data.batches or None}
         if not moments:
             return loaded, seen
@@ -248,13 +260,16 @@ class Loaded:
         """
         found = self.scores(request, score, seed=seed, progress=progress, **data) if scores is None else scores
         wanted, across = candidates(self.analysis, request), SCORES[score].across
+        losses = None if self.sensitivity is None else self.sensitivity.losses(wanted, request)
         chosen: dict[Dim, Positions] = {}
         if self.analysis.prunable:
             costs = {} if latency is None else {"latency": latency.nanoseconds}
             how: Any = {"costs": costs, "tried": tried, "seed": seed, "progress": stage(progress, "allocating")}
+            how |= {"losses": losses}
             chosen = allocate(self.analysis, wanted, found, request, across, **how)
         made = make_plan(self.analysis, chosen, score, _asked(request, seed))
         notes = found.notes if isinstance(found, Scored) else ()
+        notes = (*notes, *([self.sensitivity.words] if self.sensitivity else []))
         if latency is None:
             return replace(made, notes=notes)
         words = f"latency is predicted by measurements ({latency.about})"
@@ -341,7 +356,7 @@ class Loaded:
             raise UsageError(f"there is no verification {verify!r}", hint=f"choose one of {', '.join(VERIFY)}")
         chosen = plan.chosen(self.analysis)
         pruned = self.format.apply(self.model, self.analysis, chosen)
-        report = make_report(self.analysis, plan, chosen)
+        report = replace(make_report(self.analysis, plan, chosen), sensitivity=self.sensitivity)
         report.notes += [*self.notes, *plan.notes, *self.format.remarks(self.model, pruned)]
         if self.origin is None and fingerprint(self.analysis.graph) != plan.model:
             report.notes.append(
@@ -429,6 +444,7 @@ def prune(
     profile: Profile | str | Path | None = None,
     allocator: str | None = None,
     tries: int | None = None,
+    sensitivity: Sensitivity | str | Path | None = None,
     score: str = "l2",
     multiple: int = 8,
     floor: float = 0.1,
@@ -465,6 +481,8 @@ def prune(
     is the smallest model for which it is at most ``drop`` worse, as a share of what the whole model gets; ``shrink`` is
     the cost that is brought down, below its own target if it has one. By the file ``state`` a killed run goes on.
 
+    ``sensitivity``, or a file that holds it (see `graphprune.sensitivity`), says what Dims are worth beside each other.
+
     >>> import graphprune
     >>> result = graphprune.prune("models/digits.onnx", macs=0.5)
     >>> result.report.verified, result.report.pruned.macs <= 0.5 * result.report.dense.macs
@@ -484,6 +502,7 @@ def prune(
     }
     request = Request(**limits, **sizes, include=names, exclude=others, allow=kinds)
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
+    loaded = loaded.using(sensitivity)
     measured = measurements(loaded, request, profile)
     asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
     needed = by is not None or needs_data(score)

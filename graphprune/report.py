@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -19,19 +18,12 @@ from graphprune.analysis import DEFAULTS, Analysis
 from graphprune.cost import Cost, CostModel
 from graphprune.dims import Chosen, counts, size_after, touched
 from graphprune.errors import UsageError, printable
+from graphprune.pictures import bars, items, page, section, table
 from graphprune.plan import Plan
+from graphprune.sensitivity import Sensitivity
 from graphprune.verify import Check
 
 Section = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>graphprune report</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }}
-th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #ddd }}
-td {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
-.passed {{ color: #17682f }} .failed {{ color: #b00020; font-weight: bold }}
-</style></head><body>{body}<h2>checks</h2><ul>{checks}</ul><h2>notes</h2><ul>{notes}</ul></body></html>
-"""
 
 
 @dataclass
@@ -55,6 +47,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
     predicted: Sequence[float] = ()
+    sensitivity: Sensitivity | None = None
 
     @property
     def verified(self) -> bool:
@@ -125,17 +118,22 @@ class Report:
 
     def to_html(self) -> str:
         """One page that needs nothing else."""
-        parts = []
-        for title, head, rows in self._sections():
-            cells = "".join(f"<tr>{''.join(f'<td>{escape(str(c))}</td>' for c in row)}</tr>" for row in rows)
-            parts.append(
-                f"<h2>{escape(title)}</h2><table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{cells}</table>"
-            )
-        checks = "".join(
-            f"<li class={'passed' if check.passed else 'failed'}>{escape(str(check))}</li>" for check in self.checks
-        )
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self._remarks())
-        return _PAGE.format(body="".join(parts), checks=checks, notes=notes)
+        parts = [section(title, table(head, rows)) for title, head, rows in self._sections()]
+        if self.dims:
+            parts.insert(2, section("share of each dim that stays", bars(self._shares())))
+        if self.sensitivity:
+            parts.append(section(self.sensitivity.title, self.sensitivity.to_svg()))
+        checks = items(map(str, self.checks), ["passed" if check.passed else "failed" for check in self.checks])
+        return page("graphprune report", *parts, section("checks", checks), section("notes", items(self._remarks())))
+
+    def _shares(self) -> Iterator[tuple[str, float, str]]:
+        """Name, share and words of each Dim that was cut, and then of those of their kinds that were not."""
+        kinds = {dim["kind"] for dim in self.dims}
+        for dim in self.dims:
+            yield dim["name"], dim["after"] / dim["before"], f"{dim['after']} of {dim['before']}"
+        for dim in self.kept:
+            if dim["kind"] in kinds:
+                yield dim["name"], 1.0, f"{dim['size']} of {dim['size']}"
 
     def to_markdown(self) -> str:
         """Every table, the checks and the notes."""
@@ -173,10 +171,10 @@ _WRITERS: dict[str, Callable[[Report], str]] = {
 }
 
 
-def check_suffix(suffix: str) -> None:
-    """UsageError unless a report can be written to a file whose name ends in ``suffix``."""
-    if suffix not in _WRITERS:
-        raise UsageError(f"there is no report format {suffix!r}", hint=f"end the name in {', '.join(_WRITERS)}")
+def check_suffix(suffix: str, known: Sequence[str] = tuple(_WRITERS), what: str = "report") -> None:
+    """UsageError unless a report, or ``what`` else, can be written to a file whose name ends in ``suffix``."""
+    if suffix not in known:
+        raise UsageError(f"there is no {what} format {suffix!r}", hint=f"end the name in {', '.join(known)}")
 
 
 def _finite(data: Any) -> Any:

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from graphprune.budget import TARGETS, Request
+from graphprune.budget import TARGETS, Request, known_cost
 from graphprune.errors import BudgetError, UsageError
 from graphprune.memo import Memo
+from graphprune.pictures import Dot, scatter
 from graphprune.plan import Plan
 
 Made = tuple[Any, Plan]
@@ -46,8 +47,7 @@ class Goal:
     def __post_init__(self) -> None:
         if not 0 <= self.drop < math.inf:
             raise UsageError(f"a drop of {self.drop} makes no sense", hint="a share of the metric, such as 0.01")
-        if self.shrink not in TARGETS:
-            raise UsageError(f"there is no cost {self.shrink!r}", hint=f"choose one of {', '.join(TARGETS)}")
+        known_cost(self.shrink)
 
     def held(self, found: float, dense: float) -> bool:
         """Whether ``found`` is near enough to what the dense model has."""
@@ -58,6 +58,11 @@ class Goal:
     def name(self) -> str:
         """The metric, in a file of what was found."""
         return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__qualname__", "metric")
+
+    def remembered(self, result: Any, memo: Memo) -> float:
+        """The metric of a cut model, measured unless ``memo`` knows it."""
+        digest = hashlib.blake2b(f"{self.name} {result.plan.cuts}".encode(), digest_size=12).hexdigest()
+        return memo(f"metric {digest}", lambda: self.measured(result))
 
     def measured(self, result: Any) -> float:
         """The metric of a cut model; UsageError where it is no finite number."""
@@ -104,38 +109,15 @@ class Curve:
         lines.writerows(asdict(point) for point in self.sorted())
         return text.getvalue()
 
-    def to_svg(self, width: int = 640, height: int = 360, edge: int = 50) -> str:
+    def to_svg(self) -> str:
         """The metric against the cost that is left; models that held are filled."""
         points, dense = self.sorted(), getattr(self.points[0], self.shrink) or 1
-        low, high = (end(point.metric for point in points) for end in (min, max))
-        at = [
-            (
-                edge + (width - 2 * edge) * getattr(point, self.shrink) / dense,
-                height - edge - (height - 2 * edge) * (point.metric - low) / ((high - low) or 1.0),
-            )
-            for point in points
+        shares = [getattr(point, self.shrink) / dense for point in points]
+        dots = [
+            Dot(share, point.metric, 0, point.held, f"{share:.1%}: {point.metric:g}")
+            for share, point in zip(shares, points, strict=True)
         ]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-        dots = "".join(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="#17682f" fill="{"#17682f" if point.held else "#fff"}">'
-            f"<title>{getattr(point, self.shrink) / dense:.1%}: {point.metric:g}</title></circle>"
-            for (x, y), point in zip(at, points, strict=True)
-        )
-        words = "".join(
-            f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
-            for x, y, anchor, text in (
-                (edge - 6, edge + 4, "end", f"{high:.4g}"),
-                (edge - 6, height - edge + 4, "end", f"{low:.4g}"),
-                (edge, height - edge + 22, "middle", "0%"),
-                (width - edge, height - edge + 22, "middle", f"100% {self.shrink}"),
-            )
-        )
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
-            f'font-size="13"><rect width="100%" height="100%" fill="#fff"/><path fill="none" stroke="#999" '
-            f'd="M{edge} {edge}V{height - edge}H{width - edge}"/><polyline fill="none" stroke="#17682f" '
-            f'points="{line}"/>{dots}{words}</svg>\n'
-        )
+        return scatter(dots, dots, self.shrink)
 
     def sorted(self) -> list[Point]:
         """The largest model first."""
@@ -198,8 +180,7 @@ class _Search:
         limits = {self.goal.shrink: 1.0 if limit is None else limit}
         loaded, plan = made = self.make(replace(self.request, **({**none, **limits} if limit is None else limits)))
         result = loaded.apply(plan, verify="none", timing=False)
-        digest = hashlib.blake2b(f"{self.goal.name} {plan.cuts}".encode(), digest_size=12).hexdigest()
-        metric = self.memo(f"metric {digest}", lambda: self.goal.measured(result))
+        metric = self.goal.remembered(result, self.memo)
         held = not self.curve.points or self.goal.held(metric, self.curve.points[0].metric)
         cost = result.report.pruned
         point = Point(cost.params, cost.macs, cost.bytes, plan.predicted[1] if plan.predicted else None, metric, held)

@@ -114,7 +114,7 @@ class Tried:
 def unit(graph: Graph) -> str:
     """What a `distance` of outputs is in."""
     choose = any(classes(graph, name) for name in graph.outputs)
-    return "nats" if choose else "of the norm of the outputs"
+    return "drift (nats)" if choose else "drift (relative)"
 
 
 def _fitted(moments: Moments) -> Moments:
