@@ -198,8 +198,10 @@ def allocate(
     How many stay is seen from the scores of atoms, which of them under each position of another from those of pairs.
     ``losses`` of the positions of each, the dearest first, say how many stay in place of scores, where they were
     measured. ``costs`` are further ones than `COSTS`, measured: where they have steps, only sizes at the edge of one
-    are taken. "latency" is one, in nanoseconds. ``tried`` is how far outputs move, for allocators that look. BudgetError
-    with the least reachable share where a target cannot be met; UsageError where nothing says what one costs.
+    are taken. "latency" is one, in nanoseconds. ``tried`` is how far outputs move, for allocators that look.
+
+    BudgetError with the least reachable share where a target cannot be met; UsageError where nothing says what one
+    costs.
     """
 
     def choice(counts: Counts) -> dict[Dim, Positions]:

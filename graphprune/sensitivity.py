@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from graphprune.scores import Scores
 VERSION = 1
 RATIOS = (0.75, 0.5, 0.25)
 """Shares of a Dim that are kept."""
+MOST = 1e6
+"""What it counts as where outputs are no numbers any more."""
 FORMATS = (".json", ".csv", ".html", ".svg")
 _AGAIN = "measure them: graphprune sensitivity MODEL -o sensitivity.json"
 Floats = npt.NDArray[np.float64]
@@ -127,7 +129,7 @@ class Sensitivity:
                 f"the sensitivities are of another model (structure {self.model}, this one is {found})", hint=_AGAIN
             )
 
-    def losses(self, atoms: Iterable[Atom], request: Request) -> dict[Dim, Floats]:
+    def losses(self, atoms: Sequence[Atom], request: Request) -> dict[Dim, Floats]:
         """What each position of ``atoms`` is a loss of, the dearest first; UsageError where one was not measured."""
         if request.keep is not None:
             raise UsageError(
@@ -223,7 +225,7 @@ def measure(
         kept = [counts(own).get(atom.dim, atom.size) for own in chosen]
         found = []
         for done, own in enumerate(chosen, 1):
-            found.append(lost(own) if own else 0.0)
+            found.append(min(lost(own), MOST) if own else 0.0)
             progress((number + done / len(ratios)) / len(atoms))
         rows.append(Row(atom.index, atom.name, atom.kind, atom.size, tuple(kept), tuple(found)))
     return tuple(rows)

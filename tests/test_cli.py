@@ -28,7 +28,7 @@ from tests.test_plan import renamed
 
 DIGITS = digits.PATH
 HALF = ("--keep", "0.5")
-COMMANDS = ("inspect", "plan", "apply", "prune", "verify", "ops", "scores", "allocators")
+COMMANDS = ("inspect", "sensitivity", "pareto", "plan", "apply", "prune", "verify", "ops", "scores", "allocators")
 
 
 def sizes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -50,15 +50,19 @@ def test_version() -> None:
     assert command("--version").done().out == f"graphprune {graphprune.__version__}\n"
 
 
-TARGET = "--keep --params --macs --bytes --allocator --tries --state --multiple --floor --include --exclude --allow"
+TARGET = "--keep --params --macs --bytes --allocator --sensitivity --tries --state --multiple --floor --include --exclude --allow"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"
-HOLDING = "--metric --drop --lower-is-better --shrink --curve"
+JUDGING = "--metric --lower-is-better"
+HOLDING = "--drop --shrink --curve"
 OPTIONS = {
     "inspect": "--explain --json --graphml --dot",
+    "sensitivity": f"--output -o {SOURCE} {JUDGING} --ratios --score --compensate --include --exclude --allow --state"
+    " --json --seed",
+    "pareto": f"--output -o {TARGET} {SOURCE} {REPAIR} {JUDGING} --budgets --cost --score --json --seed",
     "plan": f"--output -o {TARGET} {SOURCE} --score --seed",
     "apply": f"--output -o {SOURCE} {REPAIR} --verify --report --json --seed --force",
-    "prune": f"--output -o {TARGET} {HOLDING} {SOURCE} {REPAIR} --score --plan-out --report --json --verify --seed"
+    "prune": f"--output -o {TARGET} {JUDGING} {HOLDING} {SOURCE} {REPAIR} --score --plan-out --report --json --verify --seed"
     " --force",
     "verify": f"{SOURCE} {REPAIR} --plan --seed --json",
     "ops": "--json",
