@@ -50,20 +50,20 @@ def test_version() -> None:
     assert command("--version").done().out == f"graphprune {graphprune.__version__}\n"
 
 
-TARGET = "--keep --params --macs --bytes --allocator --sensitivity --tries --state --multiple --floor --include --exclude --allow"
+WHICH = "--include --exclude --allow"
+TARGET = f"--keep --params --macs --bytes --allocator --sensitivity --tries --state --multiple --floor {WHICH}"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"
 JUDGING = "--metric --lower-is-better"
 HOLDING = "--drop --shrink --curve"
 OPTIONS = {
     "inspect": "--explain --json --graphml --dot",
-    "sensitivity": f"--output -o {SOURCE} {JUDGING} --ratios --score --compensate --include --exclude --allow --state"
-    " --json --seed",
+    "sensitivity": f"--output -o {SOURCE} {JUDGING} {WHICH} --ratios --score --compensate --state --json --seed",
     "pareto": f"--output -o {TARGET} {SOURCE} {REPAIR} {JUDGING} --budgets --cost --score --json --seed",
     "plan": f"--output -o {TARGET} {SOURCE} --score --seed",
     "apply": f"--output -o {SOURCE} {REPAIR} --verify --report --json --seed --force",
-    "prune": f"--output -o {TARGET} {JUDGING} {HOLDING} {SOURCE} {REPAIR} --score --plan-out --report --json --verify --seed"
-    " --force",
+    "prune": f"--output -o {TARGET} {JUDGING} {HOLDING} {SOURCE} {REPAIR} --score --plan-out --report --json --verify"
+    " --seed --force",
     "verify": f"{SOURCE} {REPAIR} --plan --seed --json",
     "ops": "--json",
     "scores": "--json",
