@@ -12,7 +12,10 @@ COLOURS = ("#17682f", "#1f5fa8", "#b5651d", "#7a3a9a", "#b00020", "#5f6b00", "#0
 _WIDTH = 640
 _EDGE = 60
 _LINE = 22
-_LETTERS = 34
+_LETTERS = 32
+"""Of a name that are shown."""
+_LEFT, _LONG = 260, 260
+"""Where names end and bars or cells begin, and how long a bar of all is."""
 _DEEP = (176, 0, 32)
 _FAINTEST = 1e-4
 """The share of the largest number that has no colour in a heat map."""
@@ -71,10 +74,11 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
     shapes, height = [], 0
     for name, share, words in rows:
         y = height + 16
-        shapes.append(_label(name, 230, y))
-        shapes.append(f'<rect x="240" y="{height + 3}" width="260" height="16" fill="#eee"/>')
-        shapes.append(f'<rect x="240" y="{height + 3}" width="{260 * share:.1f}" height="16" fill="{COLOURS[0]}"/>')
-        shapes.append(_text(508, y, words))
+        shapes.append(_label(name, y))
+        shapes.append(f'<rect x="{_LEFT}" y="{height + 3}" width="{_LONG}" height="16" fill="#eee"/>')
+        long = f"{_LONG * share:.1f}"
+        shapes.append(f'<rect x="{_LEFT}" y="{height + 3}" width="{long}" height="16" fill="{COLOURS[0]}"/>')
+        shapes.append(_text(_LEFT + _LONG + 8, y, words))
         height += _LINE
     return _svg(_WIDTH, height, shapes)
 
@@ -84,18 +88,18 @@ def heat_map(rows: Mapping[str, Sequence[float | None]], columns: Sequence[str])
     every = [value for row in rows.values() for value in row if value is not None and value > 0]
     high = max(every, default=1.0)
     low = max(min(every, default=1.0), high * _FAINTEST)
-    wide = max(64, min(110, 380 // max(1, len(columns))))
-    shapes = [_text(240 + wide * (i + 0.5), 16, name, "middle") for i, name in enumerate(columns)]
+    wide = max(64, min(110, 360 // max(1, len(columns))))
+    shapes = [_text(_LEFT + wide * (i + 0.5), 16, name, "middle") for i, name in enumerate(columns)]
     for number, (name, row) in enumerate(rows.items(), 1):
         y = number * _LINE
-        shapes.append(_label(name, 230, y + 16))
+        shapes.append(_label(name, y + 16))
         for i, value in enumerate(row):
             depth = 0.0 if value is None or value <= low else math.log(value / low) / math.log(high / low)
-            at = 240 + wide * i
+            at = _LEFT + wide * i
             shapes.append(f'<rect x="{at}" y="{y}" width="{wide - 2}" height="{_LINE - 2}" fill="{_shade(depth)}"/>')
             said = "" if value is None else f"{value:.2g}"
             shapes.append(_text(at + wide / 2, y + 15, said, "middle", "#fff" if depth > 0.55 else "#222"))
-    return _svg(240 + wide * len(columns), _LINE * (len(rows) + 1), shapes)
+    return _svg(_LEFT + wide * len(columns), _LINE * (len(rows) + 1), shapes)
 
 
 def scatter(dots: Sequence[Dot], line: Sequence[Dot], across: str, up: str = "", series: Sequence[str] = ()) -> str:
@@ -136,10 +140,11 @@ def _text(x: float, y: float, words: str, anchor: str = "start", colour: str = "
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
 
 
-def _label(name: str, x: float, y: float) -> str:
-    """The end of a long name, which tells more than its beginning; all of it under the pointer."""
-    short = name if len(name) <= _LETTERS else f"…{name[1 - _LETTERS :]}"
-    return f"<g>{_text(x, y, short, 'end')}<title>{escape(name)}</title></g>"
+def _label(name: str, y: float) -> str:
+    """Both ends of a long name, before what it is the name of; all of it under the pointer."""
+    half = _LETTERS // 2
+    short = name if len(name) <= _LETTERS else f"{name[:half]}…{name[-half:]}"
+    return f"<g>{_text(_LEFT - 10, y, short, 'end')}<title>{escape(name)}</title></g>"
 
 
 def _shade(depth: float) -> str:
