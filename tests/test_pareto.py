@@ -114,6 +114,10 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_what_makes_no_sense(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"cannot be brought to 0\.1%"):
         graphprune.pareto(digits.PATH, budgets=(0.9, 0.001), metric=lambda model: pytest.fail("found out too late"))
+    state = tmp_path / "state.json"
+    with pytest.raises(BudgetError):
+        graphprune.pareto(digits.PATH, budgets=(0.9, 0.001), allocators=("search",), state=state)
+    assert len(state.read_text().splitlines()) == 1, "nothing was tried"
     with pytest.raises(UsageError, match="no budget, or no allocator"):
         graphprune.pareto(digits.PATH, budgets=())
     with pytest.raises(UsageError, match="there is no cost 'size'"):
