@@ -51,7 +51,8 @@ def test_version() -> None:
 
 
 WHICH = "--include --exclude --allow"
-TARGET = f"--keep --params --macs --bytes --allocator --sensitivity --tries --state --multiple --floor {WHICH}"
+TARGET = f"--keep --params --macs --bytes --latency --profile --allocator --sensitivity --tries --state {WHICH}"
+TARGET += " --multiple --floor"
 SOURCE = "--calib --tokenizer --samples --length --batch --mean --std --cache --no-cache"
 REPAIR = "--compensate --damping"
 JUDGING = "--metric --lower-is-better"
