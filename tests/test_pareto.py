@@ -44,7 +44,7 @@ def test_candidates_are_what_prune_makes() -> None:
     assert (whole.allocator, whole.share, whole.value, whole.dims) == (WHOLE, 1.0, 0.0, ())
     assert {(one.allocator, one.budget) for one in others} == {(a, b) for a in ALLOCATORS for b in (0.7, 0.4)}
     for one in others:
-        how: dict[str, Any] = {"multiple": 1, "latency": False, "verify": "none", "calib": batches()}
+        how: dict[str, Any] = {"multiple": 1, "timing": False, "verify": "none", "calib": batches()}
         result = graphprune.prune(digits.PATH, macs=one.budget, allocator=one.allocator, compensate=False, **how)
         assert (one.cost, whole.cost) == (result.report.pruned.macs, result.report.dense.macs)
         assert one.share == one.cost / whole.cost <= one.budget

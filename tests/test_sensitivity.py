@@ -37,7 +37,7 @@ from tests.test_nesting import grouped
 from tests.test_quantised import prepared
 from tests.test_report import Page
 
-MULTIPLE: dict[str, Any] = {"multiple": 1, "verify": "none", "latency": False}
+MULTIPLE: dict[str, Any] = {"multiple": 1, "verify": "none", "timing": False}
 
 
 def normed() -> Net:
