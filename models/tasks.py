@@ -51,8 +51,8 @@ class Subject:
     """A model on its task; the first of ``metrics`` is the one that counts.
 
     ``budgets`` are "2x" (times fewer MACs) and "20%" (of the parameters outside embedding tables, fewer); ``options``
-    are further ones of a request. ``samples`` are drawn to calibrate on. ``loss`` (of a model that maps a batch to its
-    outputs, and of a batch with "labels") is for scores from gradients.
+    are further ones of a request. ``samples`` are made to calibrate on, if not as many as is usual. ``loss`` (of a
+    model that maps a batch to its outputs, and of a batch with "labels") is for scores from gradients.
     """
 
     title: str
@@ -230,7 +230,6 @@ SUBJECTS: dict[str, Subject] = {
         (Metric("perplexity", False, None, ".1f"), AGREEMENT, Metric("kl", False, None, ".3f")),
         ("10%", "20%", "30%"),
         options={"multiple": 1, "floor": 0.05},
-        samples=text.DRAWN,
         loss=_next_token,
     ),
 }

@@ -96,7 +96,7 @@ class Bench:
             return real or self.made(), watch
 
     def made(self) -> Calibration:
-        """Batches that the model itself or noise makes, as many samples as there would be real ones; or none.
+        """Batches that the model itself or noise makes, as many as the subject says, or as is usual; or none.
 
         With "real+self" the real ones as well.
         """

@@ -115,8 +115,8 @@ python -m tools.bench_quality --state STATE --write docs/bench-quality.md
 - *score*: which positions go. *compensation*: what is done with what stays: nothing; the mean of what went is added to
   biases; least squares on the data; or least squares layer after layer, on what the layers before leave (sequential).
   *batch norms*: their statistics as they were, or taken anew on the data.
-- *data*: real samples of the task that are not scored; made by the model itself (self), as many; both (real+self);
-  noise; no forward pass at all (none); or a row that looks at nothing but the weights (-).
+- *data*: real samples of the task that are not scored; made by the model itself (self), as many, or of text twice as
+  many; both (real+self); noise; no forward pass at all (none); or a row that looks at nothing but the weights (-).
 - A budget such as 2x is so many times fewer MACs; one such as 20% so many fewer parameters, of those outside embedding
   tables. Every way is brought to the same budget by the exact cost of the whole model.
 - Each cell is the mean over the seeds {seeds}, which choose the calibration data, and the range where there are

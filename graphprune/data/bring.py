@@ -21,6 +21,8 @@ from graphprune.memory import give_back
 
 WINDOWS = 32
 """Windows of tokens that are used where no number of samples is given: 8,192 tokens."""
+WRITTEN = 64
+"""Windows that a model writes itself: text that costs nothing to find, and of which more helps."""
 IMAGES = 256
 """Other samples that are made, or read from a folder, where no number is given."""
 Progress = Callable[[str, float], None]
@@ -145,7 +147,7 @@ class _Run:
         one, number = ids(takes), language.logits_of(graph, takes)
         assert one is not None
         assert number is not None
-        windows = self.calib.samples or WINDOWS
+        windows = self.calib.samples or WRITTEN
         length = one.shape[1] if isinstance(one.shape[1], int) else self.calib.length
         watch = partial(self.progress, "writing text")
         tokens = self._kept(

@@ -21,8 +21,8 @@ from graphprune.formats import Format, Runner
 from graphprune.graph import Array, Graph
 
 Tokens = npt.NDArray[np.int64]
-SNIPPET = 32
-"""Tokens of a snippet: 16 are run for each that is made."""
+SNIPPET = 16
+"""Tokens of a snippet: 8 are run for each that is made."""
 LANES = 64
 """Snippets that are written side by side."""
 _PROBE = 16
