@@ -26,7 +26,8 @@ from graphprune.errors import (
     WriteError,
 )
 from graphprune.iterate import prune_in_steps
-from graphprune.pipeline import Loaded, Result, load, prune, verify
+from graphprune.loaded import Loaded, Result, load
+from graphprune.pipeline import prune, verify
 from graphprune.plan import Plan
 from graphprune.report import Report
 from graphprune.sensitivity import Sensitivity

@@ -20,6 +20,7 @@ from graphprune.data import Calibration
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
 from graphprune.latency import Profile, held_out
+from graphprune.loaded import VERIFY, Loaded, Progress, load, stage
 from graphprune.options import (
     Allow,
     AsJson,
@@ -43,18 +44,7 @@ from graphprune.options import (
     grouped,
     numbers,
 )
-from graphprune.pipeline import (
-    VERIFY,
-    Loaded,
-    Progress,
-    calibration,
-    how_to,
-    load,
-    measurements,
-    needs_data,
-    reached,
-    stage,
-)
+from graphprune.pipeline import calibration, how_to, measurements, needs_data, reached
 from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix

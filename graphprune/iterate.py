@@ -15,7 +15,8 @@ from typing import Any
 from graphprune.budget import COSTS, amount
 from graphprune.cost import CostModel
 from graphprune.errors import UsageError
-from graphprune.pipeline import Result, load, prune
+from graphprune.loaded import Result, load
+from graphprune.pipeline import prune
 
 Callback = Callable[[Any, int], None]
 

@@ -39,8 +39,8 @@ SLOWER = (0, 4, 8, 16)
 FOLDS = 4
 WARM, MEASURED = 1, 2
 """Runs of one model in a row: the first of them finds the caches full of another model."""
-STRUCTURE = "structure of a model"
-"""By this a profile knows its model, whatever the weights."""
+STRUCTURE, RUNTIME = "structure of a model", "runtime"
+"""By these a profile knows its model, whatever the weights, and what ran it."""
 _AGAIN = "measure it on the device with graphprune profile MODEL -o cost.json"
 
 

@@ -22,8 +22,8 @@ from graphprune.dims import Chosen, picks
 from graphprune.errors import UsageError
 from graphprune.formats import Feeds
 from graphprune.graph import pick
-from graphprune.latency import STRUCTURE, Profile, Run, Timing
-from graphprune.pipeline import Loaded
+from graphprune.latency import RUNTIME, STRUCTURE, Profile, Run, Timing
+from graphprune.loaded import Loaded
 from graphprune.plan import fingerprint
 
 STEPS = (8, 16, 8, 1)
@@ -37,10 +37,12 @@ Measure = Callable[..., list[Timing]]
 
 def setting(loaded: Loaded, feeds: Feeds, threads: int, allow: Sequence[str]) -> dict[str, Any]:
     """All that times hang on."""
+    runtime, _, version = loaded.format.version().rpartition(" ")
     return {
         STRUCTURE: fingerprint(loaded.analysis.graph),
         "processor": _processor(),
-        "runtime": loaded.format.version(),
+        RUNTIME: runtime,
+        "version of the runtime": version,
         "number of threads": threads,
         "shape of inputs": {name: list(value.shape) for name, value in feeds.items()},
         "list of what else may be cut": sorted(allow),

@@ -12,8 +12,9 @@ from graphprune.data import Calibration
 from graphprune.dims import Chosen, counts
 from graphprune.errors import UsageError
 from graphprune.latency import Profile
+from graphprune.loaded import Loaded, Progress, load, stage
 from graphprune.pareto import WHOLE, Candidate, Front, front
-from graphprune.pipeline import Loaded, Progress, calibration, how_to, load, measurements, needs_data, stage
+from graphprune.pipeline import calibration, how_to, measurements, needs_data
 from graphprune.plan import fingerprint, make_plan
 from graphprune.sensitivity import RATIOS, Sensitivity, measure
 from graphprune.smallest import Goal

@@ -19,7 +19,7 @@ from rich.text import Text
 
 import graphprune
 from graphprune.budget import Request
-from graphprune.pipeline import Loaded, Result
+from graphprune.loaded import Loaded, Result
 from graphprune.verify import Check
 from models import digits, ocr, real
 

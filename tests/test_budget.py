@@ -21,7 +21,7 @@ from graphprune.cost import CostModel
 from graphprune.dims import Dim, Positions
 from graphprune.errors import BudgetError, UsageError
 from graphprune.formats import onnx as format_
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.scores import Scores
 from models import digits, real
 from models.light import light

@@ -20,7 +20,7 @@ from graphprune.compensate import DAMPING, DAMPINGS, GUESSED, REMEMBERED, How, b
 from graphprune.consumers import Consumer, consumers
 from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import TEMPERATURE
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.scores import Task, score_atoms
 from graphprune.scores.obs import _metrics
 from graphprune.stats import Moments, merged

@@ -23,7 +23,7 @@ from graphprune.data import Data, bring, cache, inversion, language, synthetic
 from graphprune.data.inputs import ids, inputs
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.last import _upstream
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.stats import Moments
 from models import digits
 from tests.build import Net

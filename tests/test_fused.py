@@ -15,7 +15,7 @@ import graphprune
 from graphprune.analysis import analyse
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
-from graphprune.pipeline import Result
+from graphprune.loaded import Result
 from models.fused import DECODERS, GROUPS, HEADS, LARGER, LAYERS, MLP, VOCABULARY, WIDTH, bert, exported
 from tests.build import Net
 from tests.cases import CASES, Case

@@ -22,8 +22,8 @@ from graphprune.dims import Dim, counts
 from graphprune.errors import BudgetError, ReadError, UsageError
 from graphprune.formats import onnx as format_
 from graphprune.formats.onnx.timing import kernels
-from graphprune.latency import STRUCTURE, Kernel, LatencyModel, Profile, Run, Timing, held_out
-from graphprune.pipeline import Loaded
+from graphprune.latency import RUNTIME, STRUCTURE, Kernel, LatencyModel, Profile, Run, Timing, held_out
+from graphprune.loaded import Loaded
 from graphprune.profile import at_sizes, drawn, take_profile
 from models import digits
 from tests.build import Net
@@ -205,7 +205,8 @@ def test_sizes_are_those_of_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("processor", "an abacus"), ("runtime", "ONNX Runtime 0.1"), ("number of threads", 7)]
+    ("name", "value"),
+    [("processor", "an abacus"), ("runtime", "torch"), ("version of the runtime", "0.1"), ("number of threads", 7)],
 )
 def test_measurements_of_two_machines_do_not_mix(name: str, value: object) -> None:
     made = measured(runs=1)
@@ -519,9 +520,11 @@ def test_the_smallest_latency_that_holds() -> None:
 
 
 def test_the_command_line_takes_a_latency(tmp_path: Path) -> None:
-    cost, other, plan, out = (tmp_path / name for name in ("cost.json", "other.json", "plan.json", "o.onnx"))
+    names = "cost.json", "other.json", "torch.json", "plan.json", "o.onnx"
+    cost, other, elsewhere, plan, out = (tmp_path / name for name in names)
     _keep(cost, of_digits())
     _keep(other, measured(runs=1))
+    _keep(elsewhere, replace(of_digits(), setting={**of_digits().setting, RUNTIME: "torch"}))
     wanted = digits.PATH, "--latency", 0.7, "--profile", cost
     report = command("prune", *wanted, "-o", out, "--json").done().json
     dense, small = predicted = report["predicted"]
@@ -538,6 +541,7 @@ def test_the_command_line_takes_a_latency(tmp_path: Path) -> None:
     command(*prune, "--latency", "1us", "--profile", cost).refused(4, "latency cannot be brought to", "ms of")
     command(*prune, "--latency", 7, "--profile", cost).refused(2, "'7' is no share and no time")
     command(*prune, "--latency", 0.7, "--profile", other).refused(2, f"of another {STRUCTURE}")
+    command(*prune, "--latency", 0.7, "--profile", elsewhere).refused(2, "another runtime: torch, and this is ONNX Ru")
     command(*prune, "--latency", 0.7, "--profile", plan).refused(3, "holds no measurements")
     command(*prune, "--latency", 0.7, "--profile", tmp_path / "no.json").refused(3, "cannot read")
     command(*prune, "--latency", 0.7, "--keep", 0.5, "--profile", cost).refused(2, "give keep, or one or several of")

@@ -22,8 +22,8 @@ from graphprune.budget import candidates, top
 from graphprune.dims import Chosen
 from graphprune.errors import ReadError, UsageError
 from graphprune.formats import onnx as format_
+from graphprune.loaded import Loaded
 from graphprune.pictures import bars, heat_map
-from graphprune.pipeline import Loaded
 from graphprune.sensitivity import FORMATS, Row, Sensitivity
 from graphprune.survey import ALONE
 from graphprune.tried import distance

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import UsageError
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.plan import Plan, make_plan
 from graphprune.sequential import zeroed
 from models import digits

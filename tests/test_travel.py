@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import graphprune
 from graphprune import Request
 from graphprune.errors import PlanError
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.places import places
 from graphprune.plan import Plan
 from graphprune.verify import difference

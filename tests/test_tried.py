@@ -15,7 +15,7 @@ import graphprune.tried
 from graphprune.compensate import refit
 from graphprune.errors import UsageError
 from graphprune.formats import onnx as format_
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.tried import distance
 from models import digits
 

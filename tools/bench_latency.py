@@ -32,7 +32,7 @@ from graphprune.cost import CostModel
 from graphprune.dims import Chosen, counts
 from graphprune.errors import BudgetError
 from graphprune.latency import LatencyModel, Profile
-from graphprune.pipeline import Loaded
+from graphprune.loaded import Loaded
 from graphprune.plan import Plan
 from graphprune.profile import at_sizes, take_profile
 from models import digits, fashion, real, zoo

@@ -30,7 +30,7 @@ import onnx
 
 import graphprune
 from graphprune import data
-from graphprune.pipeline import Loaded, Result
+from graphprune.loaded import Loaded, Result
 from graphprune.plan import Plan
 from graphprune.scores import SCORES, Scores
 from models.tasks import SUBJECTS, Calibration, Subject, table_share

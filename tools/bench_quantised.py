@@ -18,7 +18,7 @@ from graphprune.analysis import analyse
 from graphprune.cost import CostModel
 from graphprune.dims import counts
 from graphprune.formats import onnx as format_
-from graphprune.pipeline import Loaded, load
+from graphprune.loaded import Loaded, load
 from graphprune.plan import Plan
 from graphprune.verify import Proof, difference
 from models import quantised

@@ -115,7 +115,7 @@ def graphprune(name: str, runs: int) -> Iterator[Row]:
     from graphprune.analysis import analyse
     from graphprune.budget import Request
     from graphprune.formats import of
-    from graphprune.pipeline import Loaded
+    from graphprune.loaded import Loaded
 
     module, inputs = build(name)
     dense, format = copy.deepcopy(module), of(module)

@@ -188,7 +188,7 @@ def use(path: Path, out: Path) -> tuple[str, str]:
     return (BUG, wrong) if wrong else (PROVED, "")
 
 
-def unlike(loaded: graphprune.pipeline.Loaded, result: graphprune.Result, path: Path) -> str:
+def unlike(loaded: graphprune.Loaded, result: graphprune.Result, path: Path) -> str:
     """What is wrong with the file at ``path`` after all: "" if it does what the result does, and proofs hold on others.
 
     The file is run as anybody would; the proofs are made anew, with other permutations, on other inputs. What is wrong

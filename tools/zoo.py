@@ -94,7 +94,7 @@ def prove(name: str, source: Any) -> Row:
     from graphprune.dims import counts
     from graphprune.errors import GraphpruneError
     from graphprune.formats import of
-    from graphprune.pipeline import Loaded
+    from graphprune.loaded import Loaded
     from graphprune.verify import Proof
     from tools.bench_analysis import measure as clocked
     from tools.prove_real import HALF
