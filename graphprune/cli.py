@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from graphprune import catalogue, formats, terminal
-from graphprune.budget import ALLOCATOR, TARGETS
+from graphprune.budget import TARGETS
 from graphprune.data import Calibration
 from graphprune.errors import UsageError, VerifyError
 from graphprune.explain import network, to_dot
@@ -185,7 +185,7 @@ def pareto(
 ) -> None:
     """Try several budgets, and several allocators (--allocator global,search), and see which none other beats."""
     _check_pictures(output)
-    names = (target.allocator or ALLOCATOR).split(",")
+    names = target.allocator.split(",") if target.allocator else [None]
     request, loaded = replace(target, allocator=None).towards(cost), _load(model).using(target.sensitivity)
     calib = source.calibration
     terminal.guard([*_sources(loaded, model, calib), *target.files()], [*(output or ()), target.state])

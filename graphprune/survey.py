@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphprune.budget import ALLOCATOR, Request, candidates, cost_functions, known_cost
+from graphprune.budget import Request, candidates, cost_functions, known_cost
 from graphprune.data import Calibration
 from graphprune.dims import Chosen, counts
 from graphprune.errors import UsageError
@@ -92,7 +92,7 @@ def pareto(
     request: Request | None = None,
     *,
     budgets: Sequence[float] = BUDGETS,
-    allocators: Sequence[str] = (ALLOCATOR,),
+    allocators: Sequence[str | None] = (None,),
     cost: str = "macs",
     profile: Profile | str | Path | None = None,
     score: str = "l2",
@@ -111,7 +111,8 @@ def pareto(
     """The models that ``allocators`` make of ``budgets`` of a ``cost``: what each costs, and how far its outputs move.
 
     With a ``metric``, as `prune` takes it, what that is in place of how far outputs move. ``request`` holds beside the
-    budgets; of a latency there must be a ``profile``. The rest is as in `sensitivity` and in `prune`.
+    budgets; of a latency there must be a ``profile``. An allocator of None is the one that `Request` has for the cost.
+    The rest is as in `sensitivity` and in `prune`.
 
     >>> import graphprune
     >>> found = graphprune.pareto("models/digits.onnx", budgets=(0.5,), allocators=("global", "uniform"))
@@ -142,7 +143,7 @@ def pareto(
         sizes = counts(chosen)
         price, dims = costing(sizes), tuple((a.name, a.size, sizes.get(a.dim, a.size)) for a in wanted)
         share = price / found[0].cost
-        found.append(Candidate(str(one.allocator), one.targets[cost], price, share, look.value(chosen), True, dims))
+        found.append(Candidate(one.shared_out_by, one.targets[cost], price, share, look.value(chosen), True, dims))
         watch(done / len(each))
     best = front([(one.cost, look.sign * one.value) for one in found])
     marked = sorted((replace(one, best=own) for one, own in zip(found, best, strict=True)), key=lambda one: -one.cost)

@@ -20,6 +20,7 @@ from graphprune.tried import distance
 from models import digits
 from tests.command import command
 from tests.test_cli import DIGITS
+from tests.test_latency import of_digits
 from tests.test_report import Page
 
 EXACT = graphprune.Request(macs=1.0, multiple=1)
@@ -53,6 +54,16 @@ def test_candidates_are_what_prune_makes() -> None:
         runs = (loaded.format.run(model) for model in (loaded.model, result.pruned))
         before, after = ([run(batch) for batch in batches()[1::2]] for run in runs)
         assert one.value == pytest.approx(distance(loaded.analysis.graph, before, after), rel=1e-4)
+
+
+def test_a_front_of_latencies() -> None:
+    """By the allocator that `prune` takes for it, and to the model that it makes."""
+    how: dict[str, Any] = {"profile": of_digits(), "calib": batches(), "compensate": False}
+    whole, one = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7,), cost="latency", **how).candidates
+    result = graphprune.prune(digits.PATH, latency=0.7, multiple=1, timing=False, verify="none", **how)
+    assert (whole.allocator, one.allocator) == (WHOLE, "dynamic")
+    assert (whole.cost, one.cost) == pytest.approx(tuple(1e9 * seconds for seconds in result.report.predicted))
+    assert one.share <= 0.7
 
 
 def test_compensation_and_a_metric() -> None:
