@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -276,6 +277,7 @@ def main() -> None:
         if options.again:
             kept = {row: line for row, line in state.read().items() if "error" not in line}
             state.path.write_text("".join(json.dumps(line) + "\n" for line in kept.values()))
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes of rows
         run(list(wanted.rows()), state, [word for word in sys.argv[1:] if word != "--again"], options.limit)
 
 

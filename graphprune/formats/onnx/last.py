@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import Runner, run
+from graphprune.formats.onnx.runtime import THREADS, Runner, run
 from graphprune.graph import Graph, Node
 
 _ALONE = ("cast", "identity", "neg", "tanh")
@@ -32,7 +32,7 @@ def last(model: OnnxModel, output: str) -> Runner:
     kind = next(info.type.tensor_type.elem_type for info in proto.graph.output if info.name == output)
     del proto.graph.output[:], proto.graph.value_info[:]
     proto.graph.output.append(helper.make_tensor_value_info(output, kind, None))
-    return run(made)
+    return run(made, threads=THREADS)
 
 
 def _upstream(graph: Graph, value: str) -> str:

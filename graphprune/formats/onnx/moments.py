@@ -12,7 +12,7 @@ from onnx import helper
 
 from graphprune.consumers import Site, features
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import run
+from graphprune.formats.onnx.runtime import THREADS, run
 from graphprune.graph import Array, Graph
 from graphprune.stats import Batches, Moments
 
@@ -23,9 +23,9 @@ _AXES_ARE_AN_INPUT = 13
 """The opset since which ReduceSum takes its axes as an input."""
 
 
-def moments(model: OnnxModel, sites: Sequence[Site], batches: Batches, *, threads: int = 1) -> dict[Site, Moments]:
+def moments(model: OnnxModel, sites: Sequence[Site], batches: Batches) -> dict[Site, Moments]:
     """`Moments` of the vectors along each site, over all ``batches``, in one pass."""
-    runner = run(_watched(model, sites), threads=threads)
+    runner = run(_watched(model, sites), threads=THREADS)
     found = {site: Moments.none(features(model.graph, site)) for site in sites}
     for feeds in batches:
         _add_up(runner(feeds), found)

@@ -17,7 +17,7 @@ from graphprune.graph import Array
 from graphprune.stats import Batches, Moments
 
 
-def moments(model: TorchModel, sites: Sequence[Site], batches: Batches, *, threads: int = 1) -> dict[Site, Moments]:
+def moments(model: TorchModel, sites: Sequence[Site], batches: Batches) -> dict[Site, Moments]:
     """`Moments` of the vectors along each site, over all ``batches``, in one pass."""
     found: dict[Site, Moments] = {}
     at: dict[str, list[Site]] = {}
