@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from graphprune.analysis import Analysis, analyse
 from graphprune.cost import CostModel
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats import onnx as format_
-from graphprune.formats.onnx.runtime import first_line
+from graphprune.formats.onnx.runtime import PATIENCE, first_line
 from models import digits, real
 from models.light import light
 from tests.build import Net
@@ -197,6 +197,22 @@ def test_model_that_runs_at_no_size() -> None:
     model = format_.read(net.model())
     with pytest.raises(VerifyError, match="runs at none of the input sizes tried"):
         format_.trials(model, format_.run(model))
+
+
+def test_the_search_for_sizes_ends() -> None:
+    """Four axes that hang together in no way have hundreds of sizes to try, the last of them large."""
+    net = Net()
+    net.output(net.op("Relu", net.input("rows", "a", "b", "c", "d")))
+    made = []
+
+    def refuses(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        made.append(sum(value.size for value in feeds.values()))
+        assert sum(made[:-1]) <= PATIENCE
+        raise VerifyError("not at these sizes")
+
+    with pytest.raises(VerifyError, match="runs at none of the input sizes tried: not at these sizes"):
+        format_.trials(format_.read(net.model()), refuses)
+    assert len(made) > 5
 
 
 def test_inputs_given_are_used_everywhere() -> None:

@@ -23,6 +23,8 @@ from graphprune.memory import give_back
 Feeds = Mapping[str, Array]
 MOST = 1 << 26
 """Numbers that an input made at random has at the most."""
+PATIENCE = 1 << 26
+"""Numbers that are made at random in all, looking for sizes that a model runs at."""
 _ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
 THREADS = (int(_ASKED) if _ASKED.isdigit() else 0) or os.cpu_count() or 1
 """Of a model that goes through data: as many as numpy and torch take. Proofs and times take one."""
@@ -129,25 +131,30 @@ def _arrays(outputs: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
 def make_feeds(graph: Graph, proto: onnx.ModelProto, sizes: Mapping[str, int], seed: int) -> dict[str, Array]:
     """Random inputs: floats normal, integers within the table they index, masks all ones."""
     random = np.random.default_rng(seed)
-    shapes = input_shapes(proto)
+    declared = input_shapes(proto)
+    shapes = {name: [s if isinstance(s, int) else sizes[s] for s in shape] for name, shape in declared.items()}
+    for name, shape in shapes.items():
+        if math.prod(shape) > MOST:
+            raise _too_large(name, shape)
     feeds: dict[str, Array] = {}
     for info in proto.graph.input:
         if info.name not in shapes:
             continue
-        shape = [size if isinstance(size, int) else sizes[size] for size in shapes[info.name]]
         mask = "mask" in info.name.lower()
         high = 2 if mask else graph.picked(info.name) or 2
         dtype = np.dtype(dtype_name(info.type.tensor_type.elem_type))
         try:
-            if math.prod(shape) > MOST:
-                raise MemoryError
-            feeds[info.name] = _filled(random, shape, dtype, int(mask), high)
+            feeds[info.name] = _filled(random, shapes[info.name], dtype, int(mask), high)
         except MemoryError as error:
-            raise VerifyError(
-                f"input {info.name!r} of shape {shape} is too large for random numbers",
-                hint="give inputs that it runs on, with --calib inputs.npz",
-            ) from error
+            raise _too_large(info.name, shapes[info.name]) from error
     return feeds
+
+
+def _too_large(name: str, shape: list[int]) -> VerifyError:
+    return VerifyError(
+        f"input {name!r} of shape {shape} is too large for random numbers",
+        hint="give inputs that it runs on, with --calib inputs.npz",
+    )
 
 
 def _filled(random: np.random.Generator, shape: list[int], dtype: np.dtype[Any], low: int, high: int) -> Array:
@@ -181,12 +188,16 @@ def find_trials(
     working: list[Trial] = []
     failure = ""
     amplitude, unit, positive = STYLES[style]
+    made = 0
     for runs in runs_to_try(symbols, first, unit):
         found: list[Trial] = []
+        if made > PATIENCE:
+            break
         for sizes in runs:
-            feeds = make_feeds(graph, model.proto, sizes, seed)
-            feeds = {k: _styled(v, amplitude, positive) for k, v in feeds.items()}
             try:
+                feeds = make_feeds(graph, model.proto, sizes, seed)
+                made += sum(value.size for value in feeds.values())
+                feeds = {k: _styled(v, amplitude, positive) for k, v in feeds.items()}
                 runner(feeds)
             except VerifyError as error:
                 failure = error.what
