@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from graphprune.budget import TARGETS
@@ -117,3 +117,10 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
         not any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
         for point in points
     ]
+
+
+def marked(found: Sequence[Candidate], sign: int) -> tuple[Candidate, ...]:
+    """``found``, the dearest first, each with whether it is on the front; losses grow with values, times ``sign``."""
+    best = front([(one.cost, sign * one.value) for one in found])
+    each = (replace(one, best=own) for one, own in zip(found, best, strict=True))
+    return tuple(sorted(each, key=lambda one: -one.cost))

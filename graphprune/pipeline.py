@@ -97,7 +97,7 @@ def prune(
     asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
-    own: dict[str, Any] = {"loss": loss, **({} if batches is None else {"batches": batches})}
+    own = differentiated(loss, batches)
     memo = loaded.memo(state, seen, by, damping)
     own |= {"latency": loaded.seconds(measured), "memo": memo, "seed": seed, "progress": progress}
     make = loaded.maker(request, score, seen, how=by, damping=damping, **own)
@@ -130,6 +130,11 @@ def measurements(loaded: Loaded, request: Request, profile: Profile | str | Path
     found = profile if isinstance(profile, Profile) else Profile.load(profile)
     found.require({STRUCTURE: fingerprint(loaded.analysis.graph), RUNTIME: loaded.format.version().rpartition(" ")[0]})
     return found
+
+
+def differentiated(loss: Any, batches: Any) -> dict[str, Any]:
+    """What scores from gradients take of the user's: ``batches`` of one's own come before those that were seen."""
+    return {"loss": loss} if batches is None else {"loss": loss, "batches": batches}
 
 
 def calibration(

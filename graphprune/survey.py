@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from graphprune.dims import Chosen, counts
 from graphprune.errors import UsageError
 from graphprune.latency import Profile
 from graphprune.loaded import Loaded, Progress, load, stage
-from graphprune.pareto import WHOLE, Candidate, Front, front
-from graphprune.pipeline import calibration, how_to, measurements, needs_data
+from graphprune.pareto import WHOLE, Candidate, Front, marked
+from graphprune.pipeline import calibration, differentiated, how_to, measurements, needs_data
 from graphprune.plan import fingerprint, make_plan
 from graphprune.sensitivity import RATIOS, Sensitivity, measure
 from graphprune.smallest import Goal
@@ -74,8 +74,8 @@ def sensitivity(
     goal = None if metric is None else Goal(metric, lower_is_better=lower_is_better, suffix=suffix)
     asked: dict[str, Any] = {"calib": calib, "compensate": compensate, "state": state, "seed": seed}
     look = _look(source, request, score, goal, asked, progress)
-    own = {"loss": loss, **({} if batches is None else {"batches": batches})}
-    scores = look.loaded.scores(request, score, seed=seed, progress=progress, **{**look.seen, **own})
+    data = {**look.seen, **differentiated(loss, batches)}
+    scores = look.loaded.scores(request, score, seed=seed, progress=progress, **data)
     whole = look.value({}) if goal else 0.0
     analysis = look.loaded.analysis
     watch = stage(progress, "cutting one by one")
@@ -130,8 +130,8 @@ def pareto(
     source = source if isinstance(source, Loaded) else load(source)
     measured = measurements(source, each[0], profile)
     look = _look(source, each[0], score, goal, asked, progress)
-    loaded, own = look.loaded, {"loss": loss, **({} if batches is None else {"batches": batches})}
-    scores = loaded.scores(each[0], score, seed=seed, progress=progress, **{**look.seen, **own})
+    loaded, data = look.loaded, {**look.seen, **differentiated(loss, batches)}
+    scores = loaded.scores(each[0], score, seed=seed, progress=progress, **data)
     wanted, watch = candidates(loaded.analysis, each[0]), stage(progress, "trying budgets")
     latency = loaded.seconds(measured)
     costs = {} if latency is None else {"latency": latency.nanoseconds}
@@ -145,9 +145,7 @@ def pareto(
         share = price / found[0].cost
         found.append(Candidate(one.shared_out_by, one.targets[cost], price, share, look.value(chosen), True, dims))
         watch(done / len(each))
-    best = front([(one.cost, look.sign * one.value) for one in found])
-    marked = sorted((replace(one, best=own) for one, own in zip(found, best, strict=True)), key=lambda one: -one.cost)
-    return Front(cost, look.unit, tuple(marked), (*look.notes, *scores.notes))
+    return Front(cost, look.unit, marked(found, look.sign), (*look.notes, *scores.notes))
 
 
 def _look(
