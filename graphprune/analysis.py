@@ -7,12 +7,12 @@ is exact, and if it is frozen, why. This is what `inspect` shows and what scores
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from graphprune.dims import Dim, Reason, atoms, freeze, is_frozen, product
-from graphprune.graph import Array, Graph, Node, Shape, Weight
+from graphprune.dims import Chosen, Dim, Reason, atoms, freeze, is_frozen, picks, product
+from graphprune.graph import Array, Graph, Node, Shape, Weight, pick
 from graphprune.nesting import nest
 from graphprune.rules import FROZEN, RULES, Facts, Op
 from graphprune.rules.positions import only_looked_up
@@ -107,6 +107,10 @@ class Analysis:
     def uses(self) -> list[tuple[str, Node | None, int, Layout]]:
         """Every stored tensor with its layout: one entry a weight, or one a reader where its layout is private."""
         return list(_stored(self.graph, self.facts))
+
+    def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
+        """Inputs or outputs of the whole model as one that is cut to ``chosen`` takes and gives them (a cache)."""
+        return {name: pick(value, picks(self.facts.layouts.get(name, ()), chosen)) for name, value in values.items()}
 
     def meant(self, name: str) -> tuple[Weight | None, Layout | None]:
         """The numbers that weight ``name`` stands for, and their layout where that is not the stored one's.

@@ -449,7 +449,7 @@ def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: 
     report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner, chosen)
     if timing:
         feeds = proof.trials[0][1]
-        report.latency = timed([(proof.runner, feeds), (after, proof.fit(feeds, chosen))])
+        report.latency = timed([(proof.runner, feeds), (after, proof.analysis.fit(feeds, chosen))])
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:

@@ -18,10 +18,8 @@ import numpy as np
 from graphprune.analysis import Atom
 from graphprune.budget import Request, candidates
 from graphprune.data.inputs import inputs
-from graphprune.dims import Chosen, picks
 from graphprune.errors import UsageError
 from graphprune.formats import Feeds
-from graphprune.graph import pick
 from graphprune.latency import RUNTIME, STRUCTURE, Profile, Run, Timing
 from graphprune.loaded import Loaded
 from graphprune.plan import fingerprint
@@ -104,7 +102,7 @@ def take_profile(
         sizes = drawn(atoms, number)
         chosen = {atom.dim: np.arange(sizes[atom.name]) for atom in atoms}
         cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
-        both = [(loaded.model, feeds), (cut, _fitting(loaded, feeds, chosen))]
+        both = [(loaded.model, feeds), (cut, loaded.analysis.fit(feeds, chosen))]
         known.runs.append(Run(sizes, _at_the_pace_of(known.dense, *measure(both, threads=threads, rounds=rounds))))
         keep(known)
     return known
@@ -120,11 +118,6 @@ def drawn(atoms: Sequence[Atom], number: int) -> dict[str, int]:
         least = max(atom.least, min(unit, atom.size))
         found[atom.name] = int(min(atom.size, max(least, round(wish / unit) * unit)))
     return found
-
-
-def _fitting(loaded: Loaded, feeds: Feeds, chosen: Chosen) -> Feeds:
-    layouts = loaded.analysis.facts.layouts
-    return {name: pick(value, picks(layouts.get(name, ()), chosen)) for name, value in feeds.items()}
 
 
 def _at_the_pace_of(dense: Timing, beside: Timing, cut: Timing) -> Timing:

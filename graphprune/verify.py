@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Chosen, Dim, Positions, picks
+from graphprune.dims import Chosen, Dim, Positions
 from graphprune.errors import VerifyError
 from graphprune.formats import Format, Runner
-from graphprune.graph import Array, pick
+from graphprune.graph import Array
 
 TOLERANCE = 1e-4
 NOISE_FACTOR = 10
@@ -162,11 +162,6 @@ class Proof:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
         self.dense = [self.runner(inputs) for _, inputs in self.trials]
 
-    def fit(self, values: Mapping[str, Array], chosen: Chosen) -> dict[str, Array]:
-        """Inputs or outputs of the dense model as one that is cut to ``chosen`` takes and gives them (a cache)."""
-        layouts = self.analysis.facts.layouts
-        return {name: pick(value, picks(layouts.get(name, ()), chosen)) for name, value in values.items()}
-
     def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
         """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
 
@@ -175,7 +170,7 @@ class Proof:
         worst, kept = 0.0, chosen or {}
         for outputs, (_, inputs) in zip(self.dense, self.trials, strict=True):
             expected = reference(inputs) if reference else outputs
-            worst = max(worst, difference(self.fit(expected, kept), runner(self.fit(inputs, kept))))
+            worst = max(worst, difference(self.analysis.fit(expected, kept), runner(self.analysis.fit(inputs, kept))))
         return worst
 
     def _judge(self, name: str, detail: str, error: float, noise: float) -> Check:
@@ -251,8 +246,8 @@ class Proof:
             self._check(pruned)
             runner = self.run(pruned, as_is=True)
             for expected, (_, inputs) in zip(self.dense, self.trials, strict=True):
-                found = runner(self.fit(inputs, chosen or {}))
-                for name, value in self.fit(expected, chosen or {}).items():
+                found = runner(self.analysis.fit(inputs, chosen or {}))
+                for name, value in self.analysis.fit(expected, chosen or {}).items():
                     if name not in found or value.shape != found[name].shape:
                         raise VerifyError(f"output {name!r} is missing, or no longer of shape {list(value.shape)}")
         except VerifyError as error:
@@ -272,8 +267,8 @@ class Proof:
 
     def drift(self, runner: Runner, dense: Runner, chosen: Chosen) -> float:
         """How far the outputs move from the ``dense`` model to one cut to ``chosen``."""
-        before = [self.fit(dense(feeds), chosen) for _, feeds in self.trials]
-        return moved(before, [runner(self.fit(feeds, chosen)) for _, feeds in self.trials])
+        before = [self.analysis.fit(dense(feeds), chosen) for _, feeds in self.trials]
+        return moved(before, [runner(self.analysis.fit(feeds, chosen)) for _, feeds in self.trials])
 
 
 def moved(before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:

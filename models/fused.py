@@ -177,36 +177,16 @@ def bert() -> onnx.ModelProto:
 
 def exported(name: str) -> onnx.ModelProto:
     """GPT-2 or Llama of transformers, its cache as inputs and outputs, as torch's exporter spells attention out."""
-    import torch
+    from models.cached import exported as with_cache
 
-    from models.export import quiet
-
-    module, heads = _decoder(name)
-    caches = [f"{i}.{what}" for i in range(LAYERS) for what in ("key", "value")]
-    given = ["input_ids", "attention_mask", "position_ids", *(f"past_{cache}" for cache in caches)]
-    made = ["logits", *(f"present_{cache}" for cache in caches)]
-    new, past = 3, 4
-    inputs = torch.ones(2, new, dtype=torch.int64), torch.ones(2, new + past, dtype=torch.int64)
-    places = torch.arange(past, past + new).repeat(2, 1)
-    states = [torch.randn(2, heads, past, HEAD) for _ in caches]
-    axes = {name: _named(name) for name in (*given, *made)}
-    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
-        path = str(Path(folder) / "decoder.onnx")
-        options: dict[str, Any] = {"input_names": given, "output_names": made, "dynamic_axes": axes}
-        torch.onnx.export(module, (*inputs, places, *states), path, dynamo=False, opset_version=17, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "decoder.onnx"
+        with_cache(_decoder(name), path)
         return onnx.load(path)
 
 
-def _named(name: str) -> dict[int, str]:
-    """The dynamic axes of an input or output."""
-    if name.startswith(("past", "present")):
-        return {0: "batch", 2: "past" if name.startswith("past") else "all"}
-    return {0: "batch", 1: "all" if name == "attention_mask" else "new"}
-
-
-def _decoder(name: str) -> tuple[Any, int]:
-    """A module of tensors alone, and how many heads its cache has."""
-    import torch
+def _decoder(name: str) -> Any:
+    """A tiny decoder of transformers with random weights."""
     import transformers
 
     from models.transformers_zoo import generic
@@ -220,23 +200,5 @@ def _decoder(name: str) -> tuple[Any, int]:
         sizes = {"hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": LAYERS}
         sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "max_position_embeddings": PLACES}
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**common, **sizes))
-    generic(model).float().eval()
-    model.set_attn_implementation("eager")
-
-    class Flat(torch.nn.Module):
-        """The cache as tensors."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: Any, mask: Any, places: Any, *past: Any) -> tuple[Any, ...]:
-            cache = transformers.DynamicCache()
-            for i in range(LAYERS):
-                cache.update(past[2 * i], past[2 * i + 1], i)
-            found = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-            )
-            return (found.logits, *(x for layer in found.past_key_values.layers for x in (layer.keys, layer.values)))
-
-    return Flat(), HEADS if name == "gpt2" else GROUPS
+    generic(model)
+    return model

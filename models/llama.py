@@ -73,7 +73,12 @@ def tiny_config() -> LlamaConfig:
 
 
 def trained(gguf: Path) -> nn.Module:
-    """SmolLM2-135M-Instruct with the weights of a GGUF file."""
+    """SmolLM2-135M-Instruct with the weights of a GGUF file, as a function of two tensors."""
+    return Logits(decoder(gguf))
+
+
+def decoder(gguf: Path) -> LlamaForCausalLM:
+    """SmolLM2-135M-Instruct with the weights of a GGUF file, as transformers has it."""
     import numpy as np
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -87,7 +92,7 @@ def trained(gguf: Path) -> nn.Module:
         weights[name] = _unpermute(torch.from_numpy(array), heads[kind]) if kind in heads else torch.from_numpy(array)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, strict=True)
-    return Logits(model)
+    return model
 
 
 def random(config: LlamaConfig, seed: int = 0) -> nn.Module:

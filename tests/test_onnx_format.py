@@ -215,6 +215,23 @@ def test_the_search_for_sizes_ends() -> None:
     assert len(made) > 5
 
 
+def test_the_search_for_sizes_ends_with_those_of_a_deep_cache() -> None:
+    """The keys and values of thirty layers are many numbers: which axis is a sum of others comes before odd sizes."""
+    net = Net()
+    ids, mask = net.input("batch", "new"), net.input("batch", "all")
+    past = [net.input("batch", 3, "past", 64) for _ in range(60)]
+    for value in (ids, mask, *past):
+        net.output(net.op("Relu", value))
+
+    def decoder(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if feeds[mask].shape[1] != feeds[ids].shape[1] + feeds[past[0]].shape[2]:
+            raise VerifyError("not at these sizes")
+        return {}
+
+    found = format_.trials(format_.read(net.model()), decoder)
+    assert [sizes["all"] - sizes["new"] - sizes["past"] for sizes, _ in found] == [0, 0]
+
+
 def test_inputs_given_are_used_everywhere() -> None:
     images = digits.split()[2][:7]
     loaded = graphprune.load(digits.PATH, inputs={"image": images.astype(np.float64)})

@@ -40,6 +40,7 @@ from models.tasks import SUBJECTS
 from tools.bench_quality import Bench
 
 SECONDS = 4.0
+_PAGE = {f"p2o.DynamicDimension.{axis}": size for axis, size in enumerate((1, 320, 320))}
 MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
     "digits": ("residual CNN on 8 x 8 digits, 39 K", lambda: digits.PATH, {}),
     "resnet20": ("ResNet-20, 28 x 28, 272 K", fashion.resnet20, {}),
@@ -50,7 +51,17 @@ MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
     "ocr": ("PP-OCRv4 recogniser, 320 wide, 2.7 M", real.ocr_rec, {"?": 48, "p2o.DynamicDimension.1": 320}),
     "squeezenet": ("SqueezeNet, 224 x 224, 1.2 M", lambda: zoo.graph("light/squeezenet"), {}),
     "resnet50": ("ResNet-50, 224 x 224, 25.6 M", lambda: zoo.graph("light/resnet50"), {}),
-    "smollm2": ("SmolLM2, 64 tokens, 135 M", real.smollm2, {}),
+    "smollm2": ("SmolLM2, 128 tokens, 135 M", real.smollm2, {"batch": 1, "sequence": 128}),
+    "decode": (
+        "SmolLM2 with a cache of 127, the next token",
+        real.smollm2_cached,
+        {"batch": 1, "new": 1, "past": 127, "all": 128},
+    ),
+    "detector": (
+        "PP-OCRv4 detector, 320 x 320, 1.2 M",
+        real.ocr_det,
+        {"p2o.DynamicDimension.0": 1, "p2o.DynamicDimension.1": 320, "p2o.DynamicDimension.2": 320},
+    ),
 }
 REQUESTS = {
     "75 % of MACs": Request(macs=0.75),
@@ -125,7 +136,8 @@ def ratio(loaded: Loaded, chosen: Chosen, seconds: float) -> float:
     feeds = loaded.format.trials(loaded.model, loaded.format.run(loaded.model))[0][1]
     cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
     rounds = int(np.clip(SECONDS / 12 / seconds, 5, 200))
-    dense, pruned = loaded.format.timings([(loaded.model, feeds), (cut, feeds)], rounds=rounds)
+    models = [(loaded.model, feeds), (cut, loaded.analysis.fit(feeds, chosen))]
+    dense, pruned = loaded.format.timings(models, rounds=rounds)
     return pruned.whole / dense.whole
 
 

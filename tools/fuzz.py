@@ -201,7 +201,7 @@ def unlike(loaded: graphprune.Loaded, result: graphprune.Result, path: Path) -> 
     chosen = result.plan.chosen(loaded.analysis)
     runner = format_.run(result.pruned)
     for _, inputs in proof.trials:
-        feeds = proof.fit(inputs, chosen)
+        feeds = proof.analysis.fit(inputs, chosen)
         outputs = dict(zip(runner.names, session.run(runner.names, feeds), strict=True))
         for name, value in runner(feeds).items():
             if name in outputs and not np.array_equal(value, outputs[name], equal_nan=value.dtype.kind == "f"):

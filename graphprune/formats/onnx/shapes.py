@@ -114,9 +114,9 @@ def runs_to_try(symbols: Mapping[str, int], first_axes: set[str], first_unit: in
             batch = min(first_axes)
             yield from (tuple({**s, again: s[batch]} for s in made(unit, _BATCHES[0])) for unit in units)
         return
-    yield from (made(unit, batches) for unit in units for batches in _BATCHES)
-    for new, past, total in sorted(permutations(others, 3), key=lambda three: symbols[three[2]]):
-        for unit in units:
+    for unit in units:
+        yield from (made(unit, batches) for batches in _BATCHES)
+        for new, past, total in sorted(permutations(others, 3), key=lambda three: symbols[three[2]]):
             for batches in _BATCHES:
                 yield tuple({**s, total: s[new] + s[past]} for s in made(unit, batches))
             *one, several = made(unit, (1, 1, 2))
