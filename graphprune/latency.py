@@ -6,8 +6,8 @@ how the time of each kernel follows from sizes. Kernels are the runtime's own, a
 which Dims one depends on is seen from its shapes, which change from run to run as the sizes of these Dims do.
 
 Kernels of the same op and shapes share their measurements. Their time is a polynomial of second degree in the sizes,
-with coefficients that are not negative. To which multiple a kernel rounds sizes up, and which sizes it has a slower way
-for, is what explains its measurements best. The sum is then held to what whole models took.
+with coefficients that are not negative. To which multiple a kernel rounds sizes up, and for which sizes it goes another
+way, is what explains its measurements best. The sum is then held to what whole models took.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Sizes = Mapping[Dim, int]
 Shapes = tuple[tuple[int, ...], ...]
 ROUNDED = (1, 4, 8, 16, 32, 64)
 """Multiples that kernels may pad sizes to."""
-SLOWER = (0, 4, 8, 16)
-"""Multiples off which a kernel may have a slower way; 0: none."""
+OTHER = (4, 8, 16)
+"""Multiples off which a kernel may go another way."""
 FOLDS = 4
 WARM, MEASURED = 1, 2
 """Runs of one model in a row: the first of them finds the caches full of another model."""
@@ -274,7 +274,8 @@ def _variables(
     """Of each changing size in the shapes of a kernel the number of its axis (-1: not known); the axes, each once."""
     runs = [dense.shapes, *(run.timing.kernels.get(name, dense).shapes for run in profile.runs)]
     form = [len(shape) for shape in dense.shapes]
-    where = np.array([[len(shape) for shape in shapes] == form for shapes in runs])
+    ran = [True, *(run.timing.kernels.get(name, dense) != dense._replace(seconds=0.0) for run in profile.runs)]
+    where = np.array([[len(shape) for shape in shapes] == form for shapes in runs]) & ran
     known = [shapes if ok else dense.shapes for shapes, ok in zip(runs, where, strict=True)]
     flat = [[size for shape in shapes for size in shape] for shapes in known]
     found: dict[tuple[int, ...], int] = {}
@@ -288,36 +289,50 @@ def _variables(
 def _curve(points: npt.NDArray[np.int64], shares: Floats) -> Callable[[tuple[int, ...]], float]:
     """The share of the dense time at any sizes, from ``shares`` measured at ``points``, the dense one first.
 
-    To what each size is rounded up, and off which multiple there is a slower way, is found one after the other.
+    To what each size is rounded up, and off which multiple of which sizes there is another way, is found one after the
+    other.
     """
     dense, weights = points[0], 1 / (shares + 0.1)
+    every = tuple(range(len(dense)))
+    axes = dict.fromkeys([every, *((axis,) for axis in every)])
+    others = [_Off(), *(_Off(step, some) for step in OTHER for some in axes)]
 
-    def fitted(way: tuple[int, ...]) -> tuple[float, Floats]:
+    def fitted(steps: tuple[int, ...], off: _Off) -> tuple[float, Floats]:
         """How badly measurements are explained with these multiples, by how many terms; the coefficients."""
-        table = _terms(points, dense, way)
+        table = _terms(points, dense, steps, off)
         found = _nonnegative(table * weights[:, None], shares * weights)
         error = float(np.sum(((table @ found - shares) * weights) ** 2)) / len(shares) + 1e-12
         return len(shares) * np.log(error) + np.log(len(shares)) * np.count_nonzero(found), found
 
-    way = (*(1 for _ in dense), 0)
-    for i in (*range(len(way)), *range(len(way) - 1)):
-        ways = [(*way[:i], step, *way[i + 1 :]) for step in (ROUNDED if i < len(dense) else SLOWER)]
-        way = min(ways, key=lambda way: fitted(way)[0])
-    found = fitted(way)[1]
-    at_dense = float(_terms(points[:1], dense, way)[0] @ found) or 1.0
-    return lambda sizes: float(_terms(np.array([sizes]), dense, way)[0] @ found) / at_dense
+    steps, off = tuple(1 for _ in dense), _Off()
+    for again in (False, True):
+        for i in every:
+            ways = [(*steps[:i], step, *steps[i + 1 :]) for step in ROUNDED]
+            steps = min(ways, key=lambda way: fitted(way, off)[0])
+        if not again:
+            off = min(others, key=lambda other: fitted(steps, other)[0])
+    found = fitted(steps, off)[1]
+    at_dense = float(_terms(points[:1], dense, steps, off)[0] @ found) or 1.0
+    return lambda sizes: float(_terms(np.array([sizes]), dense, steps, off)[0] @ found) / at_dense
 
 
-def _terms(points: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], way: tuple[int, ...]) -> Floats:
-    """One, each size, and each product of two; all of it once more where a size is off the last number of ``way``."""
-    steps, off = np.array(way[:-1]), way[-1]
-    x = _up(points, steps) / _up(dense, steps)
+class _Off(NamedTuple):
+    """Where a kernel goes another way: one of ``axes`` is no multiple of ``step`` (0: nowhere)."""
+
+    step: int = 0
+    axes: tuple[int, ...] = ()
+
+
+def _terms(points: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], steps: tuple[int, ...], off: _Off) -> Floats:
+    """One, each size, and each product of two; for each of two ways on its own where a kernel has two."""
+    each = np.array(steps)
+    x = _up(points, each) / _up(dense, each)
     pairs = combinations_with_replacement(range(x.shape[1]), 2) if x.shape[1] <= 3 else ()
     plain = np.column_stack([np.ones(len(x)), x, *(x[:, i] * x[:, j] for i, j in pairs)])
-    if not off:
+    if not off.step:
         return plain
-    slow = np.any(points % off != 0, axis=1)
-    return np.hstack([plain, plain * slow[:, None]])
+    other = np.any(points[:, off.axes] % off.step != 0, axis=1)[:, None]
+    return np.hstack([plain * ~other, plain * other])
 
 
 def _nonnegative(table: Floats, wanted: Floats) -> Floats:

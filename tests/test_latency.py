@@ -54,6 +54,11 @@ def fussy(inputs: int, outputs: int) -> float:
     return plain(inputs, outputs) * (3 if inputs % 4 or outputs % 4 else 1)
 
 
+def picky(inputs: int, outputs: int) -> float:
+    """A kernel that has a fast way for multiples of 4 inputs only, whatever it gives."""
+    return plain(inputs, outputs) * (1 if inputs % 4 else 0.4)
+
+
 @cache
 def network(layers: int = 4) -> Loaded:
     """Convolutions of 96 channels each, one after the other, and a pool."""
@@ -123,6 +128,36 @@ def test_a_slower_way_is_learnt() -> None:
     latency = LatencyModel(network().analysis, measured(fussy, runs=48))
     assert latency(at(37, 37, 37, 37)) > 1.5 * latency(at(40, 40, 40, 40))
     assert latency(at(37, 37, 37, 37)) == pytest.approx(truth(fussy, at(37, 37, 37, 37)), rel=0.05)
+
+
+@pytest.mark.parametrize("sizes", [(40, 40, 40, 37), (37, 40, 40, 40), (40, 37, 40, 40)])
+def test_which_size_leads_another_way_is_learnt(sizes: tuple[int, ...]) -> None:
+    latency = LatencyModel(network().analysis, measured(picky, runs=48))
+    assert latency(at(*sizes)) == pytest.approx(truth(picky, at(*sizes)), rel=0.05)
+
+
+def test_kernels_that_are_not_always_there_are_learnt() -> None:
+    """Layouts change before a convolution of whole blocks, and only there; they take as long as there are channels."""
+
+    def timed(model: Any) -> Timing:
+        whole, found = _timed(model, plain, 2e-5, 1.0)
+        for name, conv in list(found.items()):
+            inputs = conv.shapes[0][1]
+            if conv.op == "Conv" and inputs % 16 == 0:
+                shape = (1, inputs, SIDE, SIDE)
+                found[f"reorder before {name}"] = Kernel("ReorderInput", (shape, shape), 1e-6 * inputs)
+                whole += 1e-6 * inputs
+        return Timing(whole, found)
+
+    def measure(models: Sequence[tuple[Any, Any]], *, threads: int, rounds: int) -> list[Timing]:
+        return [timed(model) for model, _ in models]
+
+    loaded = network()
+    latency = LatencyModel(loaded.analysis, take_profile(loaded, runs=48, measure=measure))
+    for sizes in ((48, 48, 48, 48), (16, 80, 32, 64), (40, 40, 40, 40)):
+        chosen = {dim: np.arange(size) for dim, size in at(*sizes).items()}
+        expected = timed(loaded.format.apply(loaded.model, loaded.analysis, chosen)).whole
+        assert latency(at(*sizes)) == pytest.approx(expected, rel=0.03)
 
 
 def test_dense_is_what_was_measured() -> None:
