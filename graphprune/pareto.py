@@ -19,7 +19,8 @@ WHOLE = "whole model"
 class Candidate:
     """A model: how it was asked for, what its ``cost`` is and what it gets; ``best``: none other is better in both.
 
-    ``dims`` are name, size before and after of each Dim that may be cut.
+    ``dims`` are name, size before and after of each Dim that may be cut. ``predicted`` by a profile, and ``measured``
+    beside the whole model, are shares of its latency.
     """
 
     allocator: str
@@ -29,6 +30,8 @@ class Candidate:
     value: float
     best: bool
     dims: tuple[tuple[str, int, int], ...]
+    predicted: float | None = None
+    measured: float | None = None
 
     @property
     def words(self) -> str:
@@ -71,10 +74,16 @@ class Front:
                 self.cost: TARGETS[self.cost].text(one.cost),
                 "left": f"{one.share:.1%}",
                 self.unit: f"{one.value:.4g}",
+                **({name: _percent(share) for name, share in _latencies(one)} if self.timed else {}),
                 "front": "yes" if one.best else "",
             }
             for one in self.candidates
         ]
+
+    @property
+    def timed(self) -> bool:
+        """Whether latencies were predicted."""
+        return any(one.predicted is not None for one in self.candidates)
 
     def to_json(self) -> str:
         """Everything."""
@@ -84,9 +93,11 @@ class Front:
         """One line a candidate."""
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("allocator", "budget", self.cost, "share", self.unit, "front"))
+        names = [name for name, _ in _latencies(self.candidates[0])]
+        lines.writerow(("allocator", "budget", self.cost, "share", self.unit, "front", *names))
         for one in self.candidates:
-            lines.writerow((one.allocator, one.budget, one.cost, one.share, one.value, one.best))
+            shares = [share for _, share in _latencies(one)]
+            lines.writerow((one.allocator, one.budget, one.cost, one.share, one.value, one.best, *shares))
         return text.getvalue()
 
     def to_svg(self) -> str:
@@ -102,13 +113,29 @@ class Front:
         """The picture, the table, and what was cut where of each candidate on the front."""
         rows = self.table()
         parts = [section(self.title, self.to_svg()), section("candidates", table(rows[0], [r.values() for r in rows]))]
+        if self.timed:
+            parts.append(section("latency of the whole model, on the front", bars(self._times())))
         parts.append(section("what was cut where, on the front", *self._details()))
         return page("graphprune pareto", *parts, section("notes", items(self.notes)))
+
+    def _times(self) -> Iterator[tuple[str, float, str]]:
+        for one in filter(lambda one: one.dims, self.best):
+            for name, share in _latencies(one):
+                if share is not None:
+                    yield f"{one.words} ({name.removeprefix('latency, ')})", min(1.0, share), _percent(share)
 
     def _details(self) -> Iterator[str]:
         for one in filter(lambda one: one.dims, self.best):
             shares = [(name, after / before, f"{after} of {before}") for name, before, after in one.dims]
             yield fold(one.words, bars(shares))
+
+
+def _latencies(one: Candidate) -> tuple[tuple[str, float | None], ...]:
+    return ("latency, predicted", one.predicted), ("latency, measured", one.measured)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -97,15 +97,20 @@ def take_profile(
         (dense,) = measure([(loaded.model, feeds)], threads=threads, rounds=ROUNDS[1])
         known = Profile(here, _rounded(dense))
     known.require(here)
-    rounds = int(np.clip(seconds / 12 / max(known.dense.whole, 1e-6), *ROUNDS))
+    turns = rounds(known.dense.whole, seconds)
     for number in range(len(known.runs), runs):
         sizes = drawn(atoms, number)
         chosen = {atom.dim: np.arange(sizes[atom.name]) for atom in atoms}
         cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
         both = [(loaded.model, feeds), (cut, loaded.analysis.fit(feeds, chosen))]
-        known.runs.append(Run(sizes, _at_the_pace_of(known.dense, *measure(both, threads=threads, rounds=rounds))))
+        known.runs.append(Run(sizes, _at_the_pace_of(known.dense, *measure(both, threads=threads, rounds=turns))))
         keep(known)
     return known
+
+
+def rounds(dense: float, seconds: float = SECONDS) -> int:
+    """How often models are run by turns that take ``dense`` seconds, and two of them about ``seconds`` in all."""
+    return int(np.clip(seconds / 12 / max(dense, 1e-6), *ROUNDS))
 
 
 def drawn(atoms: Sequence[Atom], number: int) -> dict[str, int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from graphprune.budget import Request, candidates, cost_functions, known_cost
 from graphprune.data import Calibration
@@ -16,6 +18,7 @@ from graphprune.loaded import Loaded, Progress, load, stage
 from graphprune.pareto import WHOLE, Candidate, Front, marked
 from graphprune.pipeline import calibration, differentiated, how_to, measurements, needs_data
 from graphprune.plan import fingerprint, make_plan
+from graphprune.profile import rounds
 from graphprune.sensitivity import RATIOS, Sensitivity, measure
 from graphprune.smallest import Goal
 from graphprune.tried import Tried, unit
@@ -106,13 +109,15 @@ def pareto(
     batches: Any = None,
     state: str | Path | None = None,
     seed: int = 0,
+    timing: bool = True,
     progress: Progress | None = None,
 ) -> Front:
     """The models that ``allocators`` make of ``budgets`` of a ``cost``: what each costs, and how far its outputs move.
 
     With a ``metric``, as `prune` takes it, what that is in place of how far outputs move. ``request`` holds beside the
-    budgets; of a latency there must be a ``profile``. An allocator of None is the one that `Request` has for the cost.
-    The rest is as in `sensitivity` and in `prune`.
+    budgets; of a latency there must be a ``profile``. With one, latencies are predicted, and with ``timing`` those on
+    the front are measured, too. An allocator of None is the one that `Request` has for the cost. The rest is as in
+    `sensitivity` and in `prune`.
 
     >>> import graphprune
     >>> found = graphprune.pareto("models/digits.onnx", budgets=(0.5,), allocators=("global", "uniform"))
@@ -138,14 +143,44 @@ def pareto(
     costing = cost_functions(loaded.analysis, wanted, costs)[cost]
     given: Any = {"scores": scores, "latency": latency, "tried": look.tried, "seed": seed, "progress": progress}
     plans = [loaded.plan(one, score, **given).chosen(loaded.analysis) for one in each]
-    found = [Candidate(WHOLE, 1.0, costing({}), 1.0, look.value({}) if goal else 0.0, True, ())]
+    whole = None if latency is None else 1.0
+    found = [Candidate(WHOLE, 1.0, costing({}), 1.0, look.value({}) if goal else 0.0, True, (), whole, whole)]
     for done, (one, chosen) in enumerate(zip(each, plans, strict=True), 1):
         sizes = counts(chosen)
         price, dims = costing(sizes), tuple((a.name, a.size, sizes.get(a.dim, a.size)) for a in wanted)
         share = price / found[0].cost
-        found.append(Candidate(one.shared_out_by, one.targets[cost], price, share, look.value(chosen), True, dims))
+        predicted = None if latency is None else latency(sizes) / latency({})
+        asked_for = one.shared_out_by, one.targets[cost]
+        found.append(Candidate(*asked_for, price, share, look.value(chosen), True, dims, predicted))
         watch(done / len(each))
-    return Front(cost, look.unit, marked(found, look.sign), (*look.notes, *scores.notes))
+    made = Front(cost, look.unit, marked(found, look.sign), (*look.notes, *scores.notes))
+    return _timed(loaded, made, measured, stage(progress, "timing the front")) if measured and timing else made
+
+
+def _timed(loaded: Loaded, made: Front, profile: Profile, progress: Callable[[float], None]) -> Front:
+    """``made`` with the latency of each model on the front, cut (any positions will do) and run beside the whole.
+
+    Inputs have the shapes, and there are as many threads, as where ``profile`` was measured.
+    """
+    if loaded.model.large:
+        return replace(made, notes=(*made.notes, "too large to run beside its own copy: no latency was measured"))
+    shapes, dims = profile.setting["shape of inputs"], {atom.name: atom.dim for atom in loaded.analysis.atoms}
+    trial = loaded.format.trials(loaded.model, loaded.format.run(loaded.model))[0][1]
+    feeds = {name: np.resize(value, shapes[name]) for name, value in trial.items()}
+    how: Any = {"threads": profile.setting["number of threads"], "rounds": rounds(profile.dense.whole)}
+
+    def measured(one: Candidate) -> float:
+        chosen = {dims[name]: np.arange(after) for name, before, after in one.dims if after < before}
+        cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
+        both = [(loaded.model, feeds), (cut, loaded.analysis.fit(feeds, chosen))]
+        before, after = loaded.format.timings(both, **how)
+        return after.whole / before.whole
+
+    found = []
+    for done, one in enumerate(made.candidates, 1):
+        found.append(replace(one, measured=measured(one)) if one.best and one.dims else one)
+        progress(done / len(made.candidates))
+    return replace(made, candidates=tuple(found))
 
 
 def _look(

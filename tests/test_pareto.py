@@ -15,6 +15,7 @@ import pytest
 
 import graphprune
 from graphprune.errors import BudgetError, UsageError
+from graphprune.latency import LatencyModel
 from graphprune.pareto import WHOLE, Front, front
 from graphprune.tried import distance
 from models import digits
@@ -64,6 +65,33 @@ def test_a_front_of_latencies() -> None:
     assert (whole.allocator, one.allocator) == (WHOLE, "dynamic")
     assert (whole.cost, one.cost) == pytest.approx(tuple(1e9 * seconds for seconds in result.report.predicted))
     assert one.share <= 0.7
+
+
+def test_predicted_against_measured() -> None:
+    """By a profile of all, beside the whole model of those on the front; without one, or untimed, of none."""
+    how: dict[str, Any] = {"profile": of_digits(), "allocators": ALLOCATORS}
+    how |= {"metric": lambda model: float(len(model.SerializeToString())), "lower_is_better": True}
+    made = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7, 0.4), **how)
+    analysis = graphprune.load(digits.PATH).analysis
+    latency = LatencyModel(analysis, of_digits())
+    whole, *others = made.candidates
+    assert (whole.predicted, whole.measured) == (1.0, 1.0)
+    assert [one.measured is not None for one in others] == [one.best for one in others]
+    assert not all(one.best for one in others), "so that there is one that is not measured"
+    for one in others:
+        sizes = {atom.dim: after for atom, (_, _, after) in zip(analysis.prunable, one.dims, strict=True)}
+        assert one.predicted == pytest.approx(latency(sizes) / latency({}))
+        assert one.measured is None or one.measured > 0
+    assert [row["latency, measured"] != "" for row in made.table()[1:]] == [one.best for one in others]
+    rows = [*csv.DictReader(made.to_csv().splitlines())]
+    assert [float(row["latency, predicted"]) for row in rows] == [one.predicted for one in made.candidates]
+    shown = made.to_html()
+    bars = [shown.count(f"({what})</title>") for what in ("predicted", "measured")]
+    assert bars == [sum(one.best for one in others)] * 2 != [0, 0]
+    untimed = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7,), timing=False, **how).candidates[1:]
+    assert [(one.predicted is None, one.measured) for one in untimed] == [(False, None)] * 2
+    assert {(one.predicted, one.measured) for one in found().candidates} == {(None, None)}
+    assert "latency" not in found().to_html()
 
 
 def test_compensation_and_a_metric() -> None:
