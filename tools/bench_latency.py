@@ -51,6 +51,7 @@ MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
     "ocr": ("PP-OCRv4 recogniser, 320 wide, 2.7 M", real.ocr_rec, {"?": 48, "p2o.DynamicDimension.1": 320}),
     "squeezenet": ("SqueezeNet, 224 x 224, 1.2 M", lambda: zoo.graph("light/squeezenet"), {}),
     "resnet50": ("ResNet-50, 224 x 224, 25.6 M", lambda: zoo.graph("light/resnet50"), {}),
+    "vgg19": ("VGG-19, 224 x 224, 144 M", lambda: zoo.graph("light/vgg19"), {}),
     "smollm2": ("SmolLM2, 128 tokens, 135 M", real.smollm2, {"batch": 1, "sequence": 128}),
     "decode": (
         "SmolLM2 with a cache of 127, the next token",
