@@ -44,7 +44,7 @@ from graphprune.options import (
     grouped,
     numbers,
 )
-from graphprune.pipeline import calibration, how_to, measurements, needs_data, reached
+from graphprune.pipeline import calibration, how_to, measurements, needs_data, reached, sought_by
 from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
@@ -196,6 +196,7 @@ def pareto(
             "state": target.state,
             "cost": cost,
             "profile": target.profile,
+            "fitness": target.fitness,
         }
         given |= {**vars(repair), "seed": seed, "progress": progress, **judging.options(model.suffix)}
         found = take_front(loaded, request, budgets=numbers("budgets", budgets), allocators=names, **given)
@@ -217,12 +218,13 @@ def plan(
     """Choose what to cut, and write it down as JSON without cutting anything."""
     request, loaded = target.request, _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
-    calib = calibration(source.calibration, score, allocator=request.allocator)
+    fitness = sought_by(target.fitness, request.allocator, model.suffix)
+    calib = calibration(source.calibration, score, allocator=None if fitness else request.allocator)
     terminal.guard([*_sources(loaded, model, calib), *target.files()], [output, target.state])
     with terminal.progress_bars() as progress:
         needed = needs_data(score, request.allocator)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
-        tried = loaded.tried(seen, memo=loaded.memo(target.state, seen))
+        tried = loaded.tried(seen, memo=loaded.memo(target.state, seen), fitness=fitness)
         seen |= {"tried": tried, "latency": loaded.seconds(measured)}
         made = loaded.plan(request, score, seed=seed, progress=progress, **seen)
     if output:
@@ -280,7 +282,8 @@ def prune(
     goal = judging.goal(output.suffix, drop=holding.drop, shrink=holding.shrink)
     request, loaded = target.towards(holding.shrink if goal else None), _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
-    calib = calibration(source.calibration, score, repair.compensate, request.allocator)
+    fitness = sought_by(target.fitness, request.allocator, output.suffix)
+    calib = calibration(source.calibration, score, repair.compensate, None if fitness else request.allocator)
     written = [output, plan_out, report, target.state, holding.curve]
     terminal.guard([*_sources(loaded, model, calib, force=force), *target.files()], written, hint=_FORCE)
     with terminal.progress_bars() as progress:
@@ -288,7 +291,8 @@ def prune(
         needed = how is not None or needs_data(score)
         loaded, seen = loaded.learned(calib, request, moments=needed, seed=seed, progress=progress)
         memo = loaded.memo(target.state, seen, how, damping)
-        given: Any = {"latency": loaded.seconds(measured), "memo": memo, "seed": seed, "progress": progress}
+        given: Any = {"latency": loaded.seconds(measured), "memo": memo, "fitness": fitness}
+        given |= {"seed": seed, "progress": progress}
         make = loaded.maker(request, score, seen, how=how, damping=damping, **given)
         (loaded, made), curve = reached(make, request, goal, memo, progress)
     if holding.curve and curve:

@@ -32,7 +32,7 @@ from graphprune.report import Report, make_report
 from graphprune.scores import SCORES, Scores, Task, score_atoms
 from graphprune.sensitivity import Sensitivity
 from graphprune.sequential import in_order
-from graphprune.smallest import Curve
+from graphprune.smallest import Curve, Goal
 from graphprune.stats import Batches, Moments
 from graphprune.tried import Tried
 from graphprune.verify import Check, Proof, moved, require, structure
@@ -284,6 +284,7 @@ class Loaded:
         damping: float | None = None,
         latency: LatencyModel | None = None,
         memo: Memo | None = None,
+        fitness: Goal | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         **data: Any,
@@ -291,11 +292,13 @@ class Loaded:
         """What plans requests that differ from this one in targets: the model, made up for what goes, and its plan.
 
         Scores are found once, by what was ``seen`` (see `learned`) and ``data``, as `scores` takes them; the same data
-        make up for what goes as ``how`` says (see `compensated`), and are what allocators try candidates on.
+        make up for what goes as ``how`` says (see `compensated`), and are what allocators try candidates on, unless
+        there is a ``fitness``.
         """
         seen = seen or {}
         found = self.scores(request, score, seed=seed, progress=progress, **{**seen, **data})
-        tried = self.tried(seen if how else {**seen, "moments": None}, damping=damping, memo=memo)
+        looks: Any = {"damping": damping, "memo": memo, "fitness": fitness}
+        tried = self.tried(seen if how else {**seen, "moments": None}, **looks)
 
         def make(request: Request) -> tuple[Loaded, Plan]:
             given: Any = {"scores": found, "latency": latency, "tried": tried, "seed": seed, "progress": progress}
@@ -311,12 +314,24 @@ class Loaded:
         """What sizes take by ``profile``, if there is one."""
         return None if profile is None else LatencyModel(self.analysis, profile)
 
-    def tried(self, seen: Mapping[str, Any], *, damping: float | None = None, memo: Memo | None = None) -> Tried | None:
-        """How allocators try what they would keep, on what was `learned`; None where there are no data to run on."""
-        batches = seen.get("batches") or seen.get("sample")
-        if not batches:
+    def tried(
+        self,
+        seen: Mapping[str, Any],
+        *,
+        damping: float | None = None,
+        memo: Memo | None = None,
+        fitness: Goal | None = None,
+    ) -> Tried | None:
+        """How allocators try what they would keep, on what was `learned`, or by a ``fitness``, the higher the better.
+
+        None where there is neither that nor data to run on.
+        """
+        batches, judged = seen.get("batches") or seen.get("sample"), None
+        if fitness is not None:
+            judged = fitness.name, lambda pruned: fitness.measured(Cut(self, pruned))
+        elif not batches:
             return None
-        return Tried(self.format, self.model, self.analysis, batches, seen.get("moments"), damping, memo)
+        return Tried(self.format, self.model, self.analysis, batches or [], seen.get("moments"), damping, memo, judged)
 
     def memo(
         self, state: str | Path | None, seen: Mapping[str, Any], how: str | None = "best", damping: float | None = None
@@ -375,14 +390,11 @@ class Loaded:
 
 
 @dataclass
-class Result:
-    """A pruned model with its plan and report; ``curve``: the models that were measured on the way, if any were."""
+class Cut:
+    """A model that was ``loaded``, and what it was cut to."""
 
     loaded: Loaded
     pruned: Any
-    plan: Plan
-    report: Report
-    curve: Curve | None = None
 
     @property
     def model(self) -> Any:
@@ -392,6 +404,15 @@ class Result:
     def save(self, path: str | Path, progress: Callable[[float], None] | None = None) -> Path:
         """Write the pruned model to ``path`` (beside it first, then renamed): .onnx, for torch models .pt2 or .onnx."""
         return self.loaded.format.save(self.pruned, path, progress)
+
+
+@dataclass
+class Result(Cut):
+    """A pruned model with its plan and report; ``curve``: the models that were measured on the way, if any were."""
+
+    plan: Plan
+    report: Report
+    curve: Curve | None = None
 
     def exported(self) -> Any:
         """The pruned torch model as a torch.export.ExportedProgram, with the dynamic shapes it was traced with."""

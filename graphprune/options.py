@@ -72,6 +72,13 @@ class Target:
         Path | None, typer.Option(help="Share out by what graphprune sensitivity measured, in this file.")
     ] = None
     tries: Annotated[int | None, typer.Option(help="Candidates that --allocator search tries (default: 80).")] = None
+    fitness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="It is given the path of a model, and prints what --allocator search makes as high as it can.",
+        ),
+    ] = None
     state: State = None
     multiple: Annotated[int, typer.Option(help="Round the sizes of large Dims to this multiple (1: exact).")] = 8
     floor: Annotated[float, typer.Option(help="Least share of a Dim that stays.")] = 0.1

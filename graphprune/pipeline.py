@@ -34,6 +34,7 @@ def prune(
     profile: Profile | str | Path | None = None,
     allocator: str | None = None,
     tries: int | None = None,
+    fitness: Callable[[Any], float] | str | None = None,
     sensitivity: Sensitivity | str | Path | None = None,
     score: str = "l2",
     multiple: int = 8,
@@ -71,6 +72,9 @@ def prune(
     is the smallest model for which it is at most ``drop`` worse, as a share of what the whole model gets; ``shrink`` is
     the cost that is brought down, below its own target if it has one. By the file ``state`` a killed run goes on.
 
+    ``fitness``, a function or command like ``metric``, is what the allocator "search" makes as high as it can, in place
+    of moving the outputs little.
+
     ``sensitivity``, or a file that holds it (see `graphprune.sensitivity`), says what Dims are worth beside each other.
 
     >>> import graphprune
@@ -94,12 +98,13 @@ def prune(
     loaded = load(source, inputs=inputs, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes)
     loaded = loaded.using(sensitivity)
     measured = measurements(loaded, request, profile)
-    asked, by = calibration(calib, score, compensate, allocator), how_to(compensate)
+    sought = sought_by(fitness, allocator)
+    asked, by = calibration(calib, score, compensate, None if sought else allocator), how_to(compensate)
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
     own = differentiated(loss, batches)
     memo = loaded.memo(state, seen, by, damping)
-    own |= {"latency": loaded.seconds(measured), "memo": memo, "seed": seed, "progress": progress}
+    own |= {"latency": loaded.seconds(measured), "memo": memo, "fitness": sought, "seed": seed, "progress": progress}
     make = loaded.maker(request, score, seen, how=by, damping=damping, **own)
     (loaded, plan), curve = reached(make, request, goal, memo, progress)
     result = loaded.apply(plan, verify=verify, seed=seed, timing=timing, progress=progress)
@@ -130,6 +135,20 @@ def measurements(loaded: Loaded, request: Request, profile: Profile | str | Path
     found = profile if isinstance(profile, Profile) else Profile.load(profile)
     found.require({STRUCTURE: fingerprint(loaded.analysis.graph), RUNTIME: loaded.format.version().rpartition(" ")[0]})
     return found
+
+
+def sought_by(
+    fitness: Callable[[Any], float] | str | None, allocator: str | None, suffix: str = ".onnx"
+) -> Goal | None:
+    """What an allocator that tries candidates goes by in place of data; UsageError where ``allocator`` tries none."""
+    if fitness is None:
+        return None
+    if not needs_data("", allocator):
+        raise UsageError(
+            "a fitness is given, and the allocator tries no candidates that it could be of",
+            hint="choose --allocator search; a metric that is to hold is --metric",
+        )
+    return Goal(fitness, suffix=suffix)
 
 
 def differentiated(loss: Any, batches: Any) -> dict[str, Any]:

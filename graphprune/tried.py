@@ -1,4 +1,4 @@
-"""How far a model's outputs move when it is cut: what allocators that try candidates go by.
+"""How far a model's outputs move when it is cut, or what a fitness says: what allocators that try candidates go by.
 
 The weights that stay make up for what goes, by least squares. What is solved for a consumer is kept for the next
 candidate that keeps the same of its positions, so that a candidate costs a cut and a few forward passes. Where there
@@ -39,7 +39,7 @@ class Tried:
     """Called with positions to keep: how far outputs move then.
 
     That is the divergence of what is chosen from, in nats, where outputs choose between classes; else the norm of the
-    change relative to the outputs.
+    change relative to the outputs. With a ``fitness`` of cut models (and a name for it) it is what that is, negated.
     """
 
     def __init__(
@@ -51,13 +51,15 @@ class Tried:
         moments: Mapping[Site, Moments] | None = None,
         damping: float | None = None,
         memo: Memo | None = None,
+        fitness: tuple[str, Callable[[Any], float]] | None = None,
     ) -> None:
         self.format, self.model, self.analysis = format, model, analysis
         self.moments, self.damping = moments or {}, DAMPING if damping is None else damping
         fitted = [m for m in self.moments.values() if m.count]
-        self.apart = len(batches) > 1 and all(m.half is not None for m in fitted)
+        self.fitness = fitness
+        self.apart = fitness is None and len(batches) > 1 and all(m.half is not None for m in fitted)
         held_out = batches[1::2] if self.apart else batches
-        self.batches = held_out[:: -(-len(held_out) // LOOKS)]
+        self.batches = held_out[:: max(1, -(-len(held_out) // LOOKS))]
         self.memo = memo or Memo()
         self._solved: dict[tuple[int, bytes], Changed] = {}
 
@@ -66,20 +68,26 @@ class Tried:
         for atom in self.analysis.atoms:
             if atom.dim in chosen:
                 digest.update(f"{atom.index}:".encode() + chosen[atom.dim].astype(np.int64).tobytes())
-        return self.memo(f"moved {digest.hexdigest()}", lambda: self._find(chosen))
+        asked = f"fitness {self.fitness[0]}" if self.fitness else "moved"
+        return self.memo(f"{asked} {digest.hexdigest()}", lambda: self._find(chosen))
 
     def _find(self, chosen: Chosen) -> float:
         values: dict[str, Array] = {}
         for number, consumer in enumerate(self._consumers):
             if loses(consumer, chosen):
                 values |= self._refit(number, take(consumer.dim, chosen)).values
+        if self.fitness:
+            return -self.fitness[1](self._cut(chosen, values))
         if len(chosen) == 1 and not values and chosen.keys() <= self._able:  # as large as the whole: zeros will do
             run = self._zeroed(chosen)
         else:
-            model = self.format.replaced(self.model, values, {}) if values else self.model
-            run = self.format.run(self.format.apply(model, self.analysis, chosen))
+            run = self.format.run(self._cut(chosen, values))
         found = distance(self.analysis.graph, self._dense, [run(batch) for batch in self.batches])
         return found if np.isfinite(found) else float("inf")
+
+    def _cut(self, chosen: Chosen, values: Mapping[str, Array]) -> Any:
+        model = self.format.replaced(self.model, values, {}) if values else self.model
+        return self.format.apply(model, self.analysis, chosen)
 
     @cached_property
     def _dense(self) -> list[Outputs]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from graphprune.formats import onnx as format_
 from graphprune.loaded import Loaded
 from graphprune.tried import distance
 from models import digits
+from tests.command import command
 
 REQUEST = graphprune.Request(macs=0.5, multiple=1)
 
@@ -107,3 +110,75 @@ def test_search_without_data() -> None:
     result = graphprune.prune(digits.PATH, macs=0.5, allocator="search", tries=3, verify="none", timing=False)
     assert any("statistics from" in note for note in result.report.notes), "the best source that needs none"
     assert isinstance(result.model, onnx.ModelProto)
+
+
+def first(model: Any) -> float:
+    """A fitness that can be seen through: how many channels the first convolution keeps."""
+    return float(model.graph.initializer[0].dims[0])
+
+
+def test_search_by_a_fitness_of_ones_own(tmp_path: Path) -> None:
+    """Any function of a cut model, and no data; what was found is known when the same is asked for again."""
+    asked: list[float] = []
+
+    def fitness(model: Any) -> float:
+        asked.append(first(model))
+        return asked[-1]
+
+    how: dict[str, Any] = {"macs": 0.5, "multiple": 1, "timing": False, "verify": "none"}
+    search: dict[str, Any] = {**how, "allocator": "search", "fitness": fitness, "tries": 15}
+    plain = graphprune.prune(digits.PATH, **how)
+    result = graphprune.prune(digits.PATH, state=tmp_path / "state", **search)
+    assert first(result.model) == max(asked) > first(plain.model)
+    assert 5 < len(asked) <= 15
+    assert not any("data" in note or "drift" in note for note in result.report.notes)
+    done = len(asked)
+    again = graphprune.prune(digits.PATH, state=tmp_path / "state", **search)
+    assert (again.plan.cuts, len(asked)) == (result.plan.cuts, done)
+
+
+def test_a_fitness_is_of_what_was_made_up_for() -> None:
+    """The weights that stay make up, on all data: nobody looks at outputs."""
+    images, labels = digits.split()[:2]
+    batches = [{"image": part} for part in np.split(images[:128], 4)]
+    right: list[float] = []
+
+    def accuracy(model: Any) -> float:
+        run = format_.run(format_.read(model))
+        right.append(float((run({"image": images[:500]})["logits"].argmax(1) == labels[:500]).mean()))
+        return right[-1]
+
+    how: dict[str, Any] = {"allocator": "search", "fitness": accuracy, "tries": 4, "multiple": 1, "macs": 0.4}
+    calib = graphprune.Calibration(batches, cache=False)
+    graphprune.prune(digits.PATH, calib=calib, compensate="least-squares", timing=False, **how)
+    mended = right[:]
+    right.clear()
+    graphprune.prune(digits.PATH, calib=calib, compensate=False, timing=False, **how)
+    assert min(mended) > max(right)
+
+
+def test_a_fitness_needs_an_allocator_that_tries() -> None:
+    with pytest.raises(UsageError, match="tries no candidates") as raised:
+        graphprune.prune(digits.PATH, macs=0.5, fitness=first)
+    assert "search" in (raised.value.hint or "")
+    with pytest.raises(UsageError, match="tries no candidates"):
+        graphprune.pareto(digits.PATH, fitness=first, metric=first)
+
+
+def test_a_fitness_on_the_command_line(tmp_path: Path) -> None:
+    script = tmp_path / "fitness.py"
+    script.write_text(
+        "import sys, onnx\nprint('channels', onnx.load(sys.argv[1]).graph.initializer[0].dims[0])\n", encoding="utf-8"
+    )
+    fitness = f"{sys.executable} {script}"
+    search = ("--macs", 0.5, "--multiple", 1, "--allocator", "search", "--tries", 6, "--fitness", fitness)
+    small, plan = tmp_path / "small.onnx", tmp_path / "plan.json"
+    command("prune", digits.PATH, "-o", small, *search).done()
+    command("prune", digits.PATH, "-o", tmp_path / "plain.onnx", "--macs", 0.5, "--multiple", 1).done()
+    assert first(onnx.load(small)) > first(onnx.load(tmp_path / "plain.onnx"))
+    command("plan", digits.PATH, "-o", plan, *search).done()
+    assert json.loads(plan.read_text())["cuts"]
+    front = command("pareto", digits.PATH, *search[2:], "--budgets", "0.5", "--json").done().json
+    (found,) = (one for one in front["candidates"] if one["allocator"] == "search")
+    assert {name: after for name, _, after in found["dims"]}["conv"] == first(onnx.load(small))
+    command("prune", digits.PATH, "-o", small, "--macs", 0.5, "--fitness", "true").refused(2, "tries no candidates")
