@@ -67,6 +67,7 @@ MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
 REQUESTS = {
     "75 % of MACs": Request(macs=0.75),
     "50 % of MACs": Request(macs=0.5),
+    "35 % of MACs": Request(macs=0.35),
     "60 % of each Dim": Request(keep=0.6),
     "50 % of MACs, any sizes": Request(macs=0.5, multiple=1),
 }
