@@ -34,7 +34,8 @@ from graphprune.sensitivity import Sensitivity
 from graphprune.sequential import in_order
 from graphprune.smallest import Curve, Goal
 from graphprune.stats import Batches, Moments
-from graphprune.tried import Tried
+from graphprune.trace import TRACE, Trace
+from graphprune.tried import LOOKS, Tried
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
@@ -284,7 +285,7 @@ class Loaded:
         damping: float | None = None,
         latency: LatencyModel | None = None,
         memo: Memo | None = None,
-        fitness: Goal | None = None,
+        fitness: Goal | str | None = None,
         seed: int = 0,
         progress: Progress | None = None,
         **data: Any,
@@ -320,18 +321,21 @@ class Loaded:
         *,
         damping: float | None = None,
         memo: Memo | None = None,
-        fitness: Goal | None = None,
+        fitness: Goal | str | None = None,
     ) -> Tried | None:
         """How allocators try what they would keep, on what was `learned`, or by a ``fitness``, the higher the better.
 
-        None where there is neither that nor data to run on.
+        None where there are no data to run on, and nothing else to go by. A ``fitness`` that is a text is `TRACE`.
         """
-        batches, judged = seen.get("batches") or seen.get("sample"), None
-        if fitness is not None:
-            judged = fitness.name, lambda pruned: fitness.measured(Cut(self, pruned))
+        batches = seen.get("batches") or seen.get("sample") or []
+        judged: tuple[str, Callable[[Any, Chosen], float]] | None = None
+        if isinstance(fitness, Goal):
+            judged = fitness.name, lambda pruned, chosen: fitness.measured(Cut(self, pruned))
         elif not batches:
             return None
-        return Tried(self.format, self.model, self.analysis, batches or [], seen.get("moments"), damping, memo, judged)
+        elif fitness:
+            judged = TRACE, Trace(self.format, self.model, self.analysis, batches[:LOOKS])
+        return Tried(self.format, self.model, self.analysis, batches, seen.get("moments"), damping, memo, judged)
 
     def memo(
         self, state: str | Path | None, seen: Mapping[str, Any], how: str | None = "best", damping: float | None = None

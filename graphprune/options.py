@@ -75,8 +75,9 @@ class Target:
     fitness: Annotated[
         str | None,
         typer.Option(
-            metavar="COMMAND",
-            help="It is given the path of a model, and prints what --allocator search makes as high as it can.",
+            metavar="COMMAND|trace",
+            help="It is given the path of a model, and prints what --allocator search makes as high as it can; trace: "
+            "how alike gradients stay.",
         ),
     ] = None
     state: State = None

@@ -18,6 +18,7 @@ from graphprune.plan import Plan, fingerprint
 from graphprune.scores import SCORES
 from graphprune.sensitivity import Sensitivity
 from graphprune.smallest import Curve, Goal, smallest
+from graphprune.trace import TRACE
 from graphprune.verify import Check
 
 
@@ -73,7 +74,7 @@ def prune(
     the cost that is brought down, below its own target if it has one. By the file ``state`` a killed run goes on.
 
     ``fitness``, a function or command like ``metric``, is what the allocator "search" makes as high as it can, in place
-    of moving the outputs little.
+    of moving the outputs little; "trace" is how alike gradients stay (see `graphprune.trace`).
 
     ``sensitivity``, or a file that holds it (see `graphprune.sensitivity`), says what Dims are worth beside each other.
 
@@ -99,7 +100,10 @@ def prune(
     loaded = loaded.using(sensitivity)
     measured = measurements(loaded, request, profile)
     sought = sought_by(fitness, allocator)
-    asked, by = calibration(calib, score, compensate, None if sought else allocator), how_to(compensate)
+    asked, by = (
+        calibration(calib, score, compensate, None if isinstance(sought, Goal) else allocator),
+        how_to(compensate),
+    )
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
     own = differentiated(loss, batches)
@@ -139,8 +143,8 @@ def measurements(loaded: Loaded, request: Request, profile: Profile | str | Path
 
 def sought_by(
     fitness: Callable[[Any], float] | str | None, allocator: str | None, suffix: str = ".onnx"
-) -> Goal | None:
-    """What an allocator that tries candidates goes by in place of data; UsageError where ``allocator`` tries none."""
+) -> Goal | str | None:
+    """What an allocator goes by in place of outputs; UsageError where ``allocator`` tries no candidates."""
     if fitness is None:
         return None
     if not needs_data("", allocator):
@@ -148,7 +152,7 @@ def sought_by(
             "a fitness is given, and the allocator tries no candidates that it could be of",
             hint="choose --allocator search; a metric that is to hold is --metric",
         )
-    return Goal(fitness, suffix=suffix)
+    return fitness if fitness == TRACE else Goal(fitness, suffix=suffix)
 
 
 def differentiated(loss: Any, batches: Any) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def pareto(
     asked: dict[str, Any] = {"calib": calib, "compensate": compensate, "damping": damping, "state": state, "seed": seed}
     looks = next((name for name in allocators if needs_data("", name)), None)
     sought = sought_by(fitness, looks, suffix)
-    asked["allocator"] = None if sought else looks
+    asked["allocator"] = None if isinstance(sought, Goal) else looks
     source = source if isinstance(source, Loaded) else load(source)
     measured = measurements(source, each[0], profile)
     look = _look(source, each[0], score, goal, asked, progress)

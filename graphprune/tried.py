@@ -39,7 +39,8 @@ class Tried:
     """Called with positions to keep: how far outputs move then.
 
     That is the divergence of what is chosen from, in nats, where outputs choose between classes; else the norm of the
-    change relative to the outputs. With a ``fitness`` of cut models (and a name for it) it is what that is, negated.
+    change relative to the outputs. With a ``fitness`` (its name, and a function of a cut model and of what was kept) it
+    is what that is, negated.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Tried:
         moments: Mapping[Site, Moments] | None = None,
         damping: float | None = None,
         memo: Memo | None = None,
-        fitness: tuple[str, Callable[[Any], float]] | None = None,
+        fitness: tuple[str, Callable[[Any, Chosen], float]] | None = None,
     ) -> None:
         self.format, self.model, self.analysis = format, model, analysis
         self.moments, self.damping = moments or {}, DAMPING if damping is None else damping
@@ -77,7 +78,7 @@ class Tried:
             if loses(consumer, chosen):
                 values |= self._refit(number, take(consumer.dim, chosen)).values
         if self.fitness:
-            return -self.fitness[1](self._cut(chosen, values))
+            return -self.fitness[1](self._cut(chosen, values), chosen)
         if len(chosen) == 1 and not values and chosen.keys() <= self._able:  # as large as the whole: zeros will do
             run = self._zeroed(chosen)
         else:

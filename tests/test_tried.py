@@ -18,8 +18,9 @@ from graphprune.compensate import refit
 from graphprune.errors import UsageError
 from graphprune.formats import onnx as format_
 from graphprune.loaded import Loaded
+from graphprune.trace import Trace
 from graphprune.tried import distance
-from models import digits
+from models import digits, real
 from tests.command import command
 
 REQUEST = graphprune.Request(macs=0.5, multiple=1)
@@ -157,6 +158,60 @@ def test_a_fitness_is_of_what_was_made_up_for() -> None:
     assert min(mended) > max(right)
 
 
+@pytest.mark.parametrize("path", [digits.PATH, real.llama_tiny], ids=["digits", "llama"])
+def test_gradients_of_the_whole_model_are_like_themselves(path: Any) -> None:
+    """In any order of positions; and the less so the more is cut."""
+    loaded = graphprune.load(path if isinstance(path, Path) else path())
+    feeds = loaded.format.trials(loaded.model, loaded.format.run(loaded.model))[0][1]
+    trace, random = Trace(loaded.format, loaded.model, loaded.analysis, [feeds]), np.random.default_rng(0)
+
+    def at(chosen: Any) -> float:
+        return trace(loaded.format.apply(loaded.model, loaded.analysis, chosen), chosen)
+
+    channels = [atom for atom in loaded.analysis.prunable if atom.kind in ("channel", "mlp", "hidden")]
+    order = {atom.dim: random.permutation(atom.size) for atom in channels}
+    assert at({}) == pytest.approx(1.0)
+    assert at(order) == pytest.approx(1.0, abs=1e-3)
+    some, few = ({dim: np.sort(own[: round(share * len(own))]) for dim, own in order.items()} for share in (0.9, 0.3))
+    assert 0.999 > at(some) > at(few)
+
+
+def test_gradients_are_held_against_their_own_places() -> None:
+    """By the formula: Pearson's of each weight's numbers that stay, weighted by how many they are."""
+    loaded = graphprune.load(digits.PATH)
+    feeds = {"image": digits.split()[0][:16]}
+    atom = loaded.analysis.prunable[1]
+    chosen = {atom.dim: np.arange(0, atom.size, 2)}
+    cut = loaded.format.apply(loaded.model, loaded.analysis, chosen)
+    whole, own = (next(loaded.format.gradients(m, None, [feeds], 0)("gradient")) for m in (loaded.model, cut))
+    axes = {(use.weight, use.axis) for use in atom.uses}
+    parts = []
+    for name, values in own.items():
+        kept = whole[name]
+        for axis in (axis for weight, axis in axes if weight == name):
+            kept = kept.take(chosen[atom.dim], axis)
+        parts.append((values.size, np.corrcoef(values.ravel(), kept.ravel())[0, 1]))
+    expected = sum(n * r for n, r in parts) / sum(n for n, _ in parts)
+    found = Trace(loaded.format, loaded.model, loaded.analysis, [feeds])(cut, chosen)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert 0.1 < found < 0.999
+
+
+def test_search_by_gradients() -> None:
+    """On data; the result is at least as alike as the first candidate, which is that of "global"."""
+    loaded, found = seen()
+    calib = graphprune.Calibration(found["batches"], cache=False)
+    how: dict[str, Any] = {"macs": 0.4, "multiple": 1, "timing": False, "verify": "none", "calib": calib}
+    how |= {"compensate": False}
+    trace = Trace(loaded.format, loaded.model, loaded.analysis, found["batches"])
+
+    def at(result: Any) -> float:
+        return trace(result.pruned, result.plan.chosen(loaded.analysis))
+
+    plain = graphprune.prune(digits.PATH, **how)
+    assert at(graphprune.prune(digits.PATH, allocator="search", fitness="trace", tries=10, **how)) > at(plain)
+
+
 def test_a_fitness_needs_an_allocator_that_tries() -> None:
     with pytest.raises(UsageError, match="tries no candidates") as raised:
         graphprune.prune(digits.PATH, macs=0.5, fitness=first)
@@ -181,4 +236,5 @@ def test_a_fitness_on_the_command_line(tmp_path: Path) -> None:
     front = command("pareto", digits.PATH, *search[2:], "--budgets", "0.5", "--json").done().json
     (found,) = (one for one in front["candidates"] if one["allocator"] == "search")
     assert {name: after for name, _, after in found["dims"]}["conv"] == first(onnx.load(small))
+    command("plan", digits.PATH, "-o", plan, *search[:-3], 2, "--fitness", "trace").done()
     command("prune", digits.PATH, "-o", small, "--macs", 0.5, "--fitness", "true").refused(2, "tries no candidates")
