@@ -60,7 +60,8 @@ class Request:
     ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all", and "cache" and
     "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as channels under a
     group, each position of that one keeps its own. ``allocator`` shares limits out between Dims ("global" unless said
-    otherwise, "dynamic" for a latency); one that tries candidates tries ``tries`` of them.
+    otherwise; "dynamic" for a latency, where scores are losses that add up); one that tries candidates tries ``tries``
+    of them.
     """
 
     keep: float | None = None
@@ -86,7 +87,7 @@ class Request:
         for name, value in targets.items():
             if not 0 < value < math.inf or (name == "keep" and value > 1):
                 raise UsageError(f"a target of {value} makes no sense", hint="a share between 0 and 1, such as 0.5")
-        chosen = known(self.shared_out_by).name
+        chosen = known(self.shared_out_by()).name
         if self.allocator is not None and self.keep is not None:
             raise UsageError(
                 f"keep cuts every Dim alike, so there is nothing for the allocator {chosen!r} to share out",
@@ -105,10 +106,9 @@ class Request:
                 hint=f"choose from {', '.join((*OPTIONAL_KINDS, CACHE, DEFAULTS))}, all",
             )
 
-    @property
-    def shared_out_by(self) -> str:
-        """The name of the allocator."""
-        return self.allocator or (ALLOCATOR if self.latency is None else STEPPED)
+    def shared_out_by(self, across: Across = "mean") -> str:
+        """The name of the allocator for scores that compare as ``across`` says."""
+        return self.allocator or (ALLOCATOR if self.latency is None or across != "error" else STEPPED)
 
     @property
     def targets(self) -> dict[str, float]:
@@ -223,7 +223,7 @@ def allocate(
     tries = TRIES if request.tries is None else request.tries
     worth, across = (scores, across) if losses is None else (losses, "error")
     problem = Problem(wanted, worth, counts, every, limits, across, measured, tries, seed, progress)
-    return choice(_met(problem, known(request.shared_out_by)))
+    return choice(_met(problem, known(request.shared_out_by(across))))
 
 
 def require_costs(request: Request, known: Container[str]) -> None:

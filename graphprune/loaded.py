@@ -29,7 +29,7 @@ from graphprune.memo import Memo
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
-from graphprune.scores import SCORES, Scores, Task, score_atoms
+from graphprune.scores import SCORES, Across, Scores, Task, score_atoms
 from graphprune.sensitivity import Sensitivity
 from graphprune.sequential import in_order
 from graphprune.smallest import Curve, Goal
@@ -259,14 +259,14 @@ class Loaded:
         is to tell it; ``tried`` is how allocators that look at outputs try what they would keep (see `tried`).
         """
         found = self.scores(request, score, seed=seed, progress=progress, **data) if scores is None else scores
-        wanted, across = candidates(self.analysis, request), SCORES[score].across
+        wanted = candidates(self.analysis, request)
         losses = None if self.sensitivity is None else self.sensitivity.losses(wanted, request)
         chosen: dict[Dim, Positions] = {}
         if self.analysis.prunable:
             costs = {} if latency is None else {"latency": latency.nanoseconds}
             how: Any = {"costs": costs, "tried": tried, "seed": seed, "progress": stage(progress, "allocating")}
             how |= {"losses": losses}
-            chosen = allocate(self.analysis, wanted, found, request, across, **how)
+            chosen = allocate(self.analysis, wanted, found, request, self.across(score), **how)
         made = make_plan(self.analysis, chosen, score, _asked(request, seed))
         notes = found.notes if isinstance(found, Scored) else ()
         notes = (*notes, *([self.sensitivity.words] if self.sensitivity else []))
@@ -274,6 +274,10 @@ class Loaded:
             return replace(made, notes=notes)
         words = f"latency is predicted by measurements ({latency.about})"
         return replace(made, notes=(*notes, words), predicted=(latency({}), latency(counts(chosen))))
+
+    def across(self, score: str) -> Across:
+        """How Dims compare when a budget is shared out: as the score says, or as they were measured."""
+        return SCORES[score].across if self.sensitivity is None else "error"
 
     def maker(
         self,

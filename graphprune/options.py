@@ -64,7 +64,7 @@ class Target:
     allocator: Annotated[
         str | None,
         typer.Option(
-            help="How these are shared out between Dims (default: global; dynamic with --latency); "
+            help="How these are shared out between Dims (default: global; dynamic with --latency and --score obs); "
             "see graphprune allocators."
         ),
     ] = None

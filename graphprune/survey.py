@@ -158,7 +158,7 @@ def pareto(
         price, dims = costing(sizes), tuple((a.name, a.size, sizes.get(a.dim, a.size)) for a in wanted)
         share = price / found[0].cost
         predicted = None if latency is None else latency(sizes) / latency({})
-        asked_for = one.shared_out_by, one.targets[cost]
+        asked_for = one.shared_out_by(loaded.across(score)), one.targets[cost]
         found.append(Candidate(*asked_for, price, share, look.value(chosen), True, dims, predicted))
         watch(done / len(each))
     made = Front(cost, look.unit, marked(found, look.sign), (*look.notes, *scores.notes))

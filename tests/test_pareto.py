@@ -57,12 +57,15 @@ def test_candidates_are_what_prune_makes() -> None:
         assert one.value == pytest.approx(distance(loaded.analysis.graph, before, after), rel=1e-4)
 
 
-def test_a_front_of_latencies() -> None:
+@pytest.mark.parametrize(("score", "allocator"), [("l2", "global"), ("obs", "dynamic")])
+def test_a_front_of_latencies(score: str, allocator: str) -> None:
     """By the allocator that `prune` takes for it, and to the model that it makes."""
-    how: dict[str, Any] = {"profile": of_digits(), "calib": batches(), "compensate": False}
+    how: dict[str, Any] = {"profile": of_digits(), "calib": batches(), "compensate": False, "score": score}
     whole, one = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7,), cost="latency", **how).candidates
     result = graphprune.prune(digits.PATH, latency=0.7, multiple=1, timing=False, verify="none", **how)
-    assert (whole.allocator, one.allocator) == (WHOLE, "dynamic")
+    assert (whole.allocator, one.allocator) == (WHOLE, allocator)
+    named = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7,), cost="latency", allocators=(allocator,), **how)
+    assert named.candidates[1].dims == one.dims
     assert (whole.cost, one.cost) == pytest.approx(tuple(1e9 * seconds for seconds in result.report.predicted))
     assert one.share <= 0.7
 
