@@ -10,12 +10,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from graphprune.analysis import Analysis
-from graphprune.dims import Dim, size_after, touched
+from graphprune.dims import Dim, atoms, size_after, touched
 from graphprune.graph import Array, Body
 from graphprune.rules.registry import Contraction, Facts
 from graphprune.signature import Layout
@@ -100,7 +100,7 @@ class CostModel:
     """
 
     def __init__(self, analysis: Analysis, free: list[Dim] | None = None) -> None:
-        atoms = dict.fromkeys(free if free is not None else [atom.dim for atom in analysis.prunable])
+        wanted = dict.fromkeys(free if free is not None else [atom.dim for atom in analysis.prunable])
         layouts: dict[str, list[Layout]] = {}
         for name, _, _, layout in analysis.uses:
             layouts.setdefault(name, []).append(layout)
@@ -112,7 +112,7 @@ class CostModel:
                     params.append(_weight(1, [meaning.layout] if meaning and len(readers) == 1 else readers))
                 stored.append(_weight(_item_bytes(dtype), readers))
         macs = list(_nested(analysis.facts.contractions, analysis.facts))
-        self._params, self._bytes, self._macs = (_Sum(terms, atoms) for terms in (params, stored, macs))
+        self._params, self._bytes, self._macs = (Sum(terms, wanted) for terms in (params, stored, macs))
 
     def params(self, sizes: Sizes) -> int:
         """Number of weights; index tables, scales and zero points are none."""
@@ -134,14 +134,38 @@ def _weight(fixed: float, layouts: list[Layout]) -> _Term | _Copies:
     return _Term(fixed, layouts[0]) if len(layouts) == 1 else _Copies(fixed, tuple(layouts))
 
 
-class _Sum:
-    def __init__(self, terms: Sequence[_Part], free: Mapping[Dim, object]) -> None:
+class Term(Protocol):
+    """What a part of a model costs; sizes of ``dims`` enter."""
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """Dims whose sizes it hangs on."""
+
+    def __call__(self, sizes: Sizes) -> float:
+        """The cost at these sizes of atoms."""
+
+
+class Sum:
+    """All ``terms`` at any sizes of ``free`` atoms; from one call to the next only what changed is computed anew."""
+
+    def __init__(self, terms: Sequence[Term], free: Mapping[Dim, object]) -> None:
         self._terms = [term for term in terms if any(touched(dim, free) for dim in term.dims)]
         kept = set(map(id, self._terms))
         self._fixed = sum(term({}) for term in terms if id(term) not in kept)
+        self._values = [term({}) for term in self._terms]
+        self._places: dict[Dim, list[int]] = {}
+        for place, term in enumerate(self._terms):
+            for atom in {atom: None for dim in term.dims for atom in atoms(dim) if atom in free}:
+                self._places.setdefault(atom, []).append(place)
+        self._sizes = {atom: atom.extent for atom in self._places}
 
     def __call__(self, sizes: Sizes) -> float:
-        return self._fixed + sum(term(sizes) for term in self._terms)
+        now = {atom: sizes.get(atom, atom.extent) for atom in self._places}
+        changed = [atom for atom, size in self._sizes.items() if now[atom] != size]
+        for place in {place for atom in changed for place in self._places[atom]}:
+            self._values[place] = self._terms[place](now)
+        self._sizes = now
+        return self._fixed + sum(self._values)
 
 
 def _item_bytes(dtype: str) -> float:

@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis
+from graphprune.cost import Sum
 from graphprune.dims import Dim, resolve, size_after, touched
 from graphprune.errors import ReadError, UsageError
 from graphprune.plan import fingerprint
@@ -148,18 +150,12 @@ class LatencyModel:
         named = {name: dim for dim, name in self._names.items()}
         self._free = {named[name]: name for run in profile.runs for name in run.sizes}
         tried: list[dict[Dim, int]] = [{}, *({named[name]: n for name, n in run.sizes.items()} for run in profile.runs)]
-        self._kernels = list(_learn(profile, _Watched(_axes(analysis, self._free), tried)))
-        self._axes = {axis for kernel in self._kernels for axes in kernel.members for axis in axes}
+        self._sum = Sum(list(_learn(profile, _Watched(_axes(analysis, self._free), tried))), self._free)
         self._dense, self._slope = (profile.dense.whole, self._sum({})), 1.0
         sums = np.array([self._sum(sizes) - self._dense[1] for sizes in tried[1:]])
         wholes = np.array([run.timing.whole - self._dense[0] for run in profile.runs])
         if sums.any():
             self._slope = float(sums @ wholes / (sums @ sums))
-
-    def _sum(self, sizes: Sizes) -> float:
-        """Seconds of all kernels that sizes change."""
-        after = {axis: size_after(axis, sizes) for axis in self._axes}
-        return sum(kernel(after) for kernel in self._kernels)
 
     def __call__(self, sizes: Sizes) -> float:
         """Seconds of one run; UsageError where an atom is cut that no measured run cut."""
@@ -223,28 +219,19 @@ def _up(sizes: npt.NDArray[np.int64], step: int | npt.NDArray[np.int64]) -> npt.
     return -(-sizes // step) * step
 
 
-class _Learnt:
-    """Kernels of one class: ``curve`` at the sizes of each one's axes, times the dense seconds of each."""
+@dataclass(frozen=True)
+class _Alike:
+    """Kernels of one class and the same axes: their ``curve``, times the dense seconds of all."""
 
-    def __init__(self, curve: Callable[[tuple[int, ...]], float]) -> None:
-        self._curve = curve
-        self.members: dict[tuple[Dim, ...], float] = {}
-        self._known: dict[tuple[int, ...], float] = {}
+    curve: Callable[[tuple[int, ...]], float]
+    dims: tuple[Dim, ...]
+    seconds: float
 
-    def add(self, seconds: float, axes: tuple[Dim, ...]) -> None:
-        """One more kernel: its dense seconds, and its axes."""
-        self.members[axes] = self.members.get(axes, 0.0) + seconds
-
-    def __call__(self, after: Sizes) -> float:
-        return sum(seconds * self._at(tuple(after[dim] for dim in axes)) for axes, seconds in self.members.items())
-
-    def _at(self, key: tuple[int, ...]) -> float:
-        if key not in self._known:
-            self._known[key] = self._curve(key)
-        return self._known[key]
+    def __call__(self, sizes: Sizes) -> float:
+        return self.seconds * self.curve(tuple(size_after(dim, sizes) for dim in self.dims))
 
 
-def _learn(profile: Profile, watched: _Watched) -> Iterator[_Learnt]:
+def _learn(profile: Profile, watched: _Watched) -> Iterator[_Alike]:
     """Kernels that sizes change, by op, dense shapes, and where in these the sizes are."""
     classes: dict[Any, list[tuple[str, tuple[tuple[int, ...], ...]]]] = {}
     for name, dense in profile.dense.kernels.items():
@@ -254,11 +241,11 @@ def _learn(profile: Profile, watched: _Watched) -> Iterator[_Learnt]:
     for members in classes.values():
         points = [point for _, axes in members for point in zip(*axes, strict=True)]
         shares = np.concatenate([times / times[0] for name, _ in members for times in [_times(profile, name)]])
-        learnt = _Learnt(_curve(np.array(points), shares))
+        curve, alike = cache(_curve(np.array(points), shares)), dict[tuple[Dim, ...], float]()
         for name, axes in members:
-            seconds = profile.dense.kernels[name].seconds
-            learnt.add(seconds, tuple(watched.axes[axis] for axis in axes))
-        yield learnt
+            dims = tuple(watched.axes[axis] for axis in axes)
+            alike[dims] = alike.get(dims, 0.0) + profile.dense.kernels[name].seconds
+        yield from (_Alike(curve, dims, seconds) for dims, seconds in alike.items())
 
 
 def _times(profile: Profile, name: str) -> Floats:

@@ -491,3 +491,20 @@ def test_bytes_follow_the_element_type() -> None:
     assert model({}).bytes == 8 * 64 * 2 + 64 * 3 * 4
     assert model({atom.dim: 10}).bytes == 8 * 10 * 2 + 10 * 3 * 4
     assert model({atom.dim: 10}).params == 8 * 10 + 10 * 3
+
+
+@pytest.mark.parametrize("path", [digits.PATH, real.llama_tiny], ids=["digits", "llama"])
+def test_costs_hang_on_sizes_and_not_on_what_was_asked_before(path: Any) -> None:
+    """Only what changed is computed anew: all of it, in any order of calls."""
+    analysis = graphprune.load(path if isinstance(path, Path) else path()).analysis
+    kept, random = CostModel(analysis), np.random.default_rng(0)
+    sizes: dict[Any, int] = {}
+    for _ in range(60):
+        atom = analysis.prunable[random.integers(len(analysis.prunable))]
+        if random.random() < 0.2:
+            sizes = {}
+        elif random.random() < 0.2:
+            sizes.pop(atom.dim, None)
+        else:
+            sizes[atom.dim] = int(random.integers(1, atom.size + 1))
+        assert kept(sizes) == CostModel(analysis)(dict(sizes))
