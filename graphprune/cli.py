@@ -49,7 +49,6 @@ from graphprune.plan import Plan
 from graphprune.profile import RUNS, at_sizes, take_profile
 from graphprune.report import check_suffix
 from graphprune.sensitivity import FORMATS, RATIOS
-from graphprune.smallest import Goal
 from graphprune.survey import ALONE, BUDGETS
 from graphprune.survey import pareto as take_front
 from graphprune.survey import sensitivity as take_sensitivity
@@ -220,7 +219,7 @@ def plan(
     request, loaded = target.request, _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
     fitness = sought_by(target.fitness, request.allocator, model.suffix)
-    calib = calibration(source.calibration, score, allocator=None if isinstance(fitness, Goal) else request.allocator)
+    calib = calibration(source.calibration, score, allocator=request.allocator, fitness=fitness)
     terminal.guard([*_sources(loaded, model, calib), *target.files()], [output, target.state])
     with terminal.progress_bars() as progress:
         needed = needs_data(score, request.allocator)
@@ -284,9 +283,7 @@ def prune(
     request, loaded = target.towards(holding.shrink if goal else None), _load(model).using(target.sensitivity)
     measured = measurements(loaded, request, target.profile)
     fitness = sought_by(target.fitness, request.allocator, output.suffix)
-    calib = calibration(
-        source.calibration, score, repair.compensate, None if isinstance(fitness, Goal) else request.allocator
-    )
+    calib = calibration(source.calibration, score, repair.compensate, request.allocator, fitness)
     written = [output, plan_out, report, target.state, holding.curve]
     terminal.guard([*_sources(loaded, model, calib, force=force), *target.files()], written, hint=_FORCE)
     with terminal.progress_bars() as progress:

@@ -100,10 +100,7 @@ def prune(
     loaded = loaded.using(sensitivity)
     measured = measurements(loaded, request, profile)
     sought = sought_by(fitness, allocator)
-    asked, by = (
-        calibration(calib, score, compensate, None if isinstance(sought, Goal) else allocator),
-        how_to(compensate),
-    )
+    asked, by = calibration(calib, score, compensate, allocator, sought), how_to(compensate)
     needed = by is not None or needs_data(score)
     loaded, seen = loaded.learned(asked, request, moments=needed, seed=seed, progress=progress)
     own = differentiated(loss, batches)
@@ -161,12 +158,16 @@ def differentiated(loss: Any, batches: Any) -> dict[str, Any]:
 
 
 def calibration(
-    calib: Any, score: str = "", compensate: bool | str | None = None, allocator: str | None = None
+    calib: Any,
+    score: str = "",
+    compensate: bool | str | None = None,
+    allocator: str | None = None,
+    fitness: Goal | str | None = None,
 ) -> Calibration | None:
     """What ``calib`` asks for; the best that needs no data where none is given and something needs it; else None."""
     asked = calib if isinstance(calib, Calibration) else Calibration(calib)
     changed = compensate is not None and how_to(compensate) is not None
-    needed = changed or needs_data(score, allocator)
+    needed = changed or needs_data(score, None if isinstance(fitness, Goal) else allocator)
     return asked if needed or asked.source is not None else None
 
 

@@ -136,9 +136,8 @@ def pareto(
     each = [Request(**{**first, cost: share, "allocator": name}) for share in shares for name in allocators]
     goal = None if metric is None else Goal(metric, lower_is_better=lower_is_better, suffix=suffix)
     asked: dict[str, Any] = {"calib": calib, "compensate": compensate, "damping": damping, "state": state, "seed": seed}
-    looks = next((name for name in allocators if needs_data("", name)), None)
-    sought = sought_by(fitness, looks, suffix)
-    asked["allocator"] = None if isinstance(sought, Goal) else looks
+    asked["allocator"] = next((name for name in allocators if needs_data("", name)), None)
+    asked["fitness"] = sought = sought_by(fitness, asked["allocator"], suffix)
     source = source if isinstance(source, Loaded) else load(source)
     measured = measurements(source, each[0], profile)
     look = _look(source, each[0], score, goal, asked, progress)
@@ -200,7 +199,7 @@ def _look(
     """
     loaded, seed = source if isinstance(source, Loaded) else load(source), asked["seed"]
     compensate, damping = asked["compensate"], asked.get("damping")
-    data = calibration(asked["calib"], score, compensate, asked.get("allocator"))
+    data = calibration(asked["calib"], score, compensate, asked.get("allocator"), asked.get("fitness"))
     how = how_to(compensate) if data else None
     if data is None and goal is None:
         data = asked["calib"] if isinstance(asked["calib"], Calibration) else Calibration()
