@@ -36,8 +36,12 @@ class Candidate:
     @property
     def words(self) -> str:
         """Itself in one line."""
-        asked = "" if self.allocator == WHOLE else f" at {self.budget:.4g}"
-        return f"{self.allocator}{asked}: {self.share:.1%}, {self.value:.4g}"
+        return f"{self.asked}: {self.share:.1%}, {self.value:.4g}"
+
+    @property
+    def asked(self) -> str:
+        """How it was asked for."""
+        return self.allocator if self.allocator == WHOLE else f"{self.allocator} at {self.budget:.4g}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Front:
         rows = self.table()
         parts = [section(self.title, self.to_svg()), section("candidates", table(rows[0], [r.values() for r in rows]))]
         if self.timed:
-            parts.append(section("latency of the whole model, on the front", bars(self._times())))
+            parts.append(section("latency of those on the front, as a share", bars(self._times())))
         parts.append(section("what was cut where, on the front", *self._details()))
         return page("graphprune pareto", *parts, section("notes", items(self.notes)))
 
@@ -122,7 +126,7 @@ class Front:
         for one in filter(lambda one: one.dims, self.best):
             for name, share in _latencies(one):
                 if share is not None:
-                    yield f"{one.words} ({name.removeprefix('latency, ')})", min(1.0, share), _percent(share)
+                    yield f"{one.asked}, {name.removeprefix('latency, ')}", min(1.0, share), _percent(share)
 
     def _details(self) -> Iterator[str]:
         for one in filter(lambda one: one.dims, self.best):

@@ -120,7 +120,7 @@ def scatter(dots: Sequence[Dot], line: Sequence[Dot], across: str, up: str = "",
         shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" stroke="{colour}" fill="{fill}">{said}</circle>')
     shapes += [_text(_EDGE - 6, bottom + 4, f"{low:.4g}", "end"), _text(_EDGE - 6, _EDGE + 4, f"{high:.4g}", "end")]
     shapes += [_text(_EDGE + (right - _EDGE) * share, bottom + 20, f"{share:.0%}", "middle") for share in (0, 0.5, 1)]
-    shapes += [_text(_EDGE, _EDGE - 14, up), _text(right + 22, bottom + 20, across)]
+    shapes += [_text(_EDGE, _EDGE - 14, up), _text(right + 18, bottom + 36, across, "end")]
     for number, name in enumerate(series):
         x, y = _EDGE + 140 * (number % 4), bottom + 48 + 18 * (number // 4)
         shapes.append(f'<rect x="{x}" y="{y - 9}" width="9" height="9" fill="{COLOURS[number % len(COLOURS)]}"/>')

@@ -89,7 +89,7 @@ def test_predicted_against_measured() -> None:
     rows = [*csv.DictReader(made.to_csv().splitlines())]
     assert [float(row["latency, predicted"]) for row in rows] == [one.predicted for one in made.candidates]
     shown = made.to_html()
-    bars = [shown.count(f"({what})</title>") for what in ("predicted", "measured")]
+    bars = [shown.count(f", {what}</title>") for what in ("predicted", "measured")]
     assert bars == [sum(one.best for one in others)] * 2 != [0, 0]
     untimed = graphprune.pareto(digits.PATH, EXACT, budgets=(0.7,), timing=False, **how).candidates[1:]
     assert [(one.predicted is None, one.measured) for one in untimed] == [(False, None)] * 2

@@ -117,13 +117,17 @@ def _write(path: Path, text: str) -> None:
 
 
 def rows(name: str, state: Path, budgets: Sequence[str], known: dict[str, float]) -> Iterator[Row]:
-    """The rows of one model; what ``known`` has of measurements by budget is not measured again."""
+    """The rows of one model, of budgets that can be met; what ``known`` has of measurements is not measured again."""
     _, path, sizes = MODELS[name]
     loaded = at_sizes(graphprune.load(path()), sizes)
     made = measured_profile(loaded, state / f"{name}.json")
     latency, cost = LatencyModel(loaded.analysis, made), CostModel(loaded.analysis)
     for budget in budgets:
-        chosen = loaded.plan(REQUESTS[budget]).chosen(loaded.analysis)
+        try:
+            chosen = loaded.plan(REQUESTS[budget]).chosen(loaded.analysis)
+        except BudgetError as error:
+            print(name, budget, error.what, flush=True)
+            continue
         if budget not in known:
             known[budget] = ratio(loaded, chosen, made.dense.whole)
             _write(state / f"{name}.measured", json.dumps(known))
