@@ -19,7 +19,7 @@ from graphprune.classes import classes
 from graphprune.compensate import DAMPING, Changed, loses, refit
 from graphprune.consumers import Consumer, Site, consumers
 from graphprune.dims import Chosen, Dim, Positions, take
-from graphprune.formats import Format, Runner
+from graphprune.formats import THREADS, Format, Runner
 from graphprune.graph import Array, Graph
 from graphprune.memo import Memo
 from graphprune.stats import Moments
@@ -82,7 +82,7 @@ class Tried:
         if len(chosen) == 1 and not values and chosen.keys() <= self._able:  # as large as the whole: zeros will do
             run = self._zeroed(chosen)
         else:
-            run = self.format.run(self._cut(chosen, values))
+            run = self.format.run(self._cut(chosen, values), threads=THREADS)
         found = distance(self.analysis.graph, self._dense, [run(batch) for batch in self.batches])
         return found if np.isfinite(found) else float("inf")
 
@@ -92,7 +92,7 @@ class Tried:
 
     @cached_property
     def _dense(self) -> list[Outputs]:
-        run = self.format.run(self.model)
+        run = self.format.run(self.model, threads=THREADS)
         return [run(batch) for batch in self.batches]
 
     @cached_property

@@ -5,6 +5,7 @@ Nothing outside a format knows what a file looks like; the rest of the package t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,9 @@ from graphprune.stats import Batches, Moments
 Feeds = Mapping[str, Array]
 Runner = Callable[[Feeds], dict[str, Array]]
 Trial = tuple[dict[str, int], dict[str, Array]]
+_ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+THREADS = (int(_ASKED) if _ASKED.isdigit() else 0) or os.cpu_count() or 1
+"""Of a model that goes through data: as many as numpy and torch take. Proofs and times take one."""
 
 
 class Model(Protocol):

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from graphprune.formats import THREADS
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import THREADS, Runner, run
+from graphprune.formats.onnx.runtime import Runner, run
 from graphprune.graph import Graph, Node
 
 _ALONE = ("cast", "identity", "neg", "tanh")

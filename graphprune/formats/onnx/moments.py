@@ -11,8 +11,9 @@ import onnx
 from onnx import helper
 
 from graphprune.consumers import Site, features
+from graphprune.formats import THREADS
 from graphprune.formats.onnx.model import OnnxModel
-from graphprune.formats.onnx.runtime import THREADS, run
+from graphprune.formats.onnx.runtime import run
 from graphprune.graph import Array, Graph
 from graphprune.stats import Batches, Moments
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -25,9 +24,6 @@ MOST = 1 << 26
 """Numbers that an input made at random has at the most."""
 PATIENCE = 1 << 26
 """Numbers that are made at random in all, looking for sizes that a model runs at."""
-_ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-THREADS = (int(_ASKED) if _ASKED.isdigit() else 0) or os.cpu_count() or 1
-"""Of a model that goes through data: as many as numpy and torch take. Proofs and times take one."""
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _ORT_PLACE = re.compile(r"/\S+:\d+ ")
 
