@@ -221,7 +221,7 @@ def allocate(
         return {}
     measured = None if tried is None else lambda counts: tried(choice(counts))
     tries = TRIES if request.tries is None else request.tries
-    worth, across = (scores, across) if losses is None else (losses, "error")
+    worth = scores if losses is None else losses
     problem = Problem(wanted, worth, counts, every, limits, across, measured, tries, seed, progress)
     return choice(_met(problem, known(request.shared_out_by(across))))
 

@@ -15,7 +15,6 @@ from graphprune.dims import Chosen, counts
 from graphprune.errors import UsageError
 from graphprune.latency import Profile
 from graphprune.loaded import Loaded, Progress, load, stage
-from graphprune.memo import Memo
 from graphprune.pareto import WHOLE, Candidate, Front, marked
 from graphprune.pipeline import calibration, differentiated, how_to, measurements, needs_data, sought_by
 from graphprune.plan import fingerprint, make_plan
@@ -33,14 +32,11 @@ ALONE = Request(keep=1.0, multiple=1, floor=0.0)
 class _Look:
     """A model ready to be tried: what was ``seen`` of it, how allocators try it, and what candidates come to.
 
-    ``fitted`` is what weights that stay make up by, and ``memo`` what is known of candidates.
     ``value`` is how far outputs move, or the metric; it gets worse as it grows, or with a ``sign`` of -1 as it falls.
     """
 
     loaded: Loaded
     seen: Mapping[str, Any]
-    fitted: Mapping[str, Any]
-    memo: Memo
     tried: Tried | None
     unit: str
     sign: int
@@ -137,7 +133,7 @@ def pareto(
     goal = None if metric is None else Goal(metric, lower_is_better=lower_is_better, suffix=suffix)
     asked: dict[str, Any] = {"calib": calib, "compensate": compensate, "damping": damping, "state": state, "seed": seed}
     asked["allocator"] = next((name for name in allocators if needs_data("", name)), None)
-    asked["fitness"] = sought = sought_by(fitness, asked["allocator"], suffix)
+    asked["fitness"] = sought_by(fitness, asked["allocator"], suffix)
     source = source if isinstance(source, Loaded) else load(source)
     measured = measurements(source, each[0], profile)
     look = _look(source, each[0], score, goal, asked, progress)
@@ -147,8 +143,7 @@ def pareto(
     latency = loaded.seconds(measured)
     costs = {} if latency is None else {"latency": latency.nanoseconds}
     costing = cost_functions(loaded.analysis, wanted, costs)[cost]
-    tried = loaded.tried(look.fitted, damping=damping, memo=look.memo, fitness=sought) if sought else look.tried
-    given: Any = {"scores": scores, "latency": latency, "tried": tried, "seed": seed, "progress": progress}
+    given: Any = {"scores": scores, "latency": latency, "tried": look.tried, "seed": seed, "progress": progress}
     plans = [loaded.plan(one, score, **given).chosen(loaded.analysis) for one in each]
     whole = None if latency is None else 1.0
     found = [Candidate(WHOLE, 1.0, costing({}), 1.0, look.value({}) if goal else 0.0, True, (), whole, whole)]
@@ -206,16 +201,17 @@ def _look(
     needed = how is not None or needs_data(score)
     loaded, seen = loaded.learned(data, request, moments=needed, seed=seed, progress=progress)
     memo = loaded.memo(asked["state"], seen, how, damping)
-    fitted = seen if how else {**seen, "moments": None}
-    tried = loaded.tried(fitted, damping=damping, memo=memo)
+    fitted, fitness = seen if how else {**seen, "moments": None}, asked.get("fitness")
+    drift = loaded.tried(fitted, damping=damping, memo=memo)
+    tried = loaded.tried(fitted, damping=damping, memo=memo, fitness=fitness) if fitness else drift
     if goal is None:
-        if tried is None:
+        if drift is None:
             raise UsageError(
                 "there are no data to run the model on, so that nobody sees how far its outputs move",
                 hint="give data (--calib FILE, or self, or noise), or a metric",
             )
-        words = f"drift is that on {len(tried.batches)} batches of {loaded.data}"
-        return _Look(loaded, seen, fitted, memo, tried, unit(loaded.analysis.graph), 1, tried, (*loaded.notes, words))
+        words = f"drift is that on {len(drift.batches)} batches of {loaded.data}"
+        return _Look(loaded, seen, tried, unit(loaded.analysis.graph), 1, drift, (*loaded.notes, words))
 
     def measured(chosen: Chosen) -> float:
         plan = make_plan(loaded.analysis, chosen, score, {})
@@ -226,4 +222,4 @@ def _look(
 
     sign, label = (1 if goal.lower_is_better else -1), "metric" if isinstance(goal.metric, str) else goal.name
     words = f"{label}: {'lower' if sign > 0 else 'higher'} is better; {goal.name}"
-    return _Look(loaded, seen, fitted, memo, tried, label, sign, measured, (*loaded.notes, words))
+    return _Look(loaded, seen, tried, label, sign, measured, (*loaded.notes, words))

@@ -40,7 +40,6 @@ from models.tasks import SUBJECTS
 from tools.bench_quality import Bench
 
 SECONDS = 4.0
-_PAGE = {f"p2o.DynamicDimension.{axis}": size for axis, size in enumerate((1, 320, 320))}
 MODELS: dict[str, tuple[str, Callable[[], Path], dict[str, int]]] = {
     "digits": ("residual CNN on 8 x 8 digits, 39 K", lambda: digits.PATH, {}),
     "resnet20": ("ResNet-20, 28 x 28, 272 K", fashion.resnet20, {}),
