@@ -43,7 +43,7 @@ _BINARY = {f"{unit}i": 1024.0**i for i, unit in enumerate("kmgt", 1)}
 COUNTED = Unit({**_THOUSANDS, **_BINARY}, "{:,.0f}".format)
 TIMED = Unit({"s": 1e9, "ms": 1e6, "us": 1e3, "µs": 1e3}, lambda count: f"{count / 1e6:.4g} ms")
 """In nanoseconds: whatever is up to 1 is a share."""
-COSTS = "params", "macs", "bytes"
+COSTS = "params", "macs", "bytes", "activations"
 """Costs that follow from sizes alone."""
 TARGETS = {**dict.fromkeys(COSTS, COUNTED), "latency": TIMED}
 """Costs that a request may limit, several at once."""
@@ -53,21 +53,22 @@ TARGETS = {**dict.fromkeys(COSTS, COUNTED), "latency": TIMED}
 class Request:
     """What the user asked for.
 
-    Either ``keep``, a share of every Dim, or limits, which all hold: ``params``, ``macs`` and ``bytes`` of weights,
-    each a share of the dense model's up to 1, above an absolute count, or as text, "60M" or "50MB"; and ``latency``, a
-    share too, or a time, "5ms", for which planning takes measurements. ``multiple`` and ``floor`` bound each Dim's new
-    size; ``include`` and ``exclude`` are shell patterns over dim, weight and node names;
-    ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all", and "cache" and
-    "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as channels under a
-    group, each position of that one keeps its own. ``allocator`` shares limits out between Dims ("global" unless said
-    otherwise; "dynamic" for a latency, where scores are losses that add up); one that tries candidates tries ``tries``
-    of them.
+    Either ``keep``, a share of every Dim, or limits, which all hold: ``params``, ``macs``, ``bytes`` of weights, and
+    bytes of ``activations`` at the most, each a share of the dense model's up to 1, above an absolute count, or as
+    text, "60M" or "50MB"; and ``latency``, a share too, or a time, "5ms", for which planning takes measurements.
+    ``multiple`` and ``floor`` bound each Dim's new size; ``include`` and ``exclude`` are shell patterns over dim,
+    weight and node names; ``allow`` adds kinds that are left alone by default ("hidden", "head-size", both as "all",
+    and "cache" and "defaults", which change the shapes of inputs). ``finer``: where a Dim lies under another, such as
+    channels under a group, each position of that one keeps its own. ``allocator`` shares limits out between Dims
+    ("global" unless said otherwise; "dynamic" for a latency, where scores are losses that add up); one that tries
+    candidates tries ``tries`` of them.
     """
 
     keep: float | None = None
     params: float | str | None = None
     macs: float | str | None = None
     bytes: float | str | None = None
+    activations: float | str | None = None
     latency: float | str | None = None
     multiple: int = 8
     floor: float = 0.1
@@ -210,19 +211,21 @@ def allocate(
     if request.keep is not None:
         return choice({a.dim: count_for(a, request.keep * a.size, request, nearest=True) for a in wanted})
     costs = costs or {}
-    every = cost_functions(analysis, wanted, costs)
+    model = CostModel(analysis, [atom.dim for atom in wanted])
+    every = cost_functions(model, costs)
     require_costs(request, every)
     counts = {atom.dim: admissible(atom, request) for atom in wanted}
     for name in costs.keys() & request.targets.keys():
         counts = edges(counts, costs[name])
     least = {dim: int(own[0]) for dim, own in counts.items()}
-    limits = _limits(request, every, least)
+    limits = _limits(request, every, least, {"activations": f", most at {model.fullest(least)}"})
     if not limits:
         return {}
     measured = None if tried is None else lambda counts: tried(choice(counts))
     tries = TRIES if request.tries is None else request.tries
     worth = scores if losses is None else losses
-    problem = Problem(wanted, worth, counts, every, limits, across, measured, tries, seed, progress)
+    charged = {"activations": model.charged}
+    problem = Problem(wanted, worth, counts, every, limits, across, charged, measured, tries, seed, progress)
     return choice(_met(problem, known(request.shared_out_by(across))))
 
 
@@ -235,12 +238,9 @@ def require_costs(request: Request, known: Container[str]) -> None:
         )
 
 
-def cost_functions(
-    analysis: Analysis, wanted: list[Atom], more: Mapping[str, CostFunction] | None = None
-) -> dict[str, CostFunction]:
-    """Every cost that may be limited, by name, as a function of the sizes of ``wanted``."""
-    model = CostModel(analysis, [atom.dim for atom in wanted])
-    return {"params": model.params, "macs": model.macs, "bytes": model.bytes, **(more or {})}
+def cost_functions(model: CostModel, more: Mapping[str, CostFunction]) -> dict[str, CostFunction]:
+    """Every cost that may be limited, by name, as a function of sizes: those of ``model``, and ``more``."""
+    return {**{name: getattr(model, name) for name in COSTS}, **more}
 
 
 def _met(problem: Problem, allocator: Allocator) -> dict[Dim, int]:
@@ -251,7 +251,9 @@ def _met(problem: Problem, allocator: Allocator) -> dict[Dim, int]:
     return counts
 
 
-def _limits(request: Request, costs: Mapping[str, CostFunction], least: Counts) -> dict[str, float]:
+def _limits(
+    request: Request, costs: Mapping[str, CostFunction], least: Counts, where: Mapping[str, str]
+) -> dict[str, float]:
     """What costs may come to, of those that the dense model exceeds; BudgetError for what ``least`` exceeds."""
     dense = {name: costs[name]({}) for name in request.targets}
     asked = {name: value * dense[name] if value <= 1 else value for name, value in request.targets.items()}
@@ -259,7 +261,7 @@ def _limits(request: Request, costs: Mapping[str, CostFunction], least: Counts) 
     wrong = [name for name, limit in asked.items() if reached[name] > limit]
     if wrong:
         wish = " and ".join(_share(name, asked[name], dense[name]) for name in wrong)
-        can = " and ".join(_share(name, reached[name], dense[name]) for name in wrong)
+        can = " and ".join(_share(name, reached[name], dense[name]) + where.get(name, "") for name in wrong)
         raise BudgetError(
             f"{' and '.join(wrong)} cannot be brought to {wish}: the least reachable is {can}",
             hint="lower --floor, allow more with --allow all, or see graphprune inspect for what is frozen",

@@ -40,9 +40,9 @@ def prune_in_steps(
 ) -> Result:
     """Prune ``module`` in ``steps`` steps, calling ``callback(model, step)`` after each (train there).
 
-    ``request`` is that of `graphprune.prune`: the target (``keep``, ``params``, ``macs`` or ``bytes``, a share) is what
-    is left at the end. With ``state`` a folder, every step is saved there and a later call with the same arguments goes
-    on.
+    ``request`` is that of `graphprune.prune`: the target (``keep``, ``params``, ``macs``, ``bytes`` or ``activations``,
+    a share) is what is left at the end. With ``state`` a folder, every step is saved there and a later call with the
+    same arguments goes on.
     """
     if schedule not in SCHEDULES:
         raise UsageError(f"there is no schedule {schedule!r}", hint=f"choose one of {', '.join(SCHEDULES)}")

@@ -54,6 +54,10 @@ class Target:
     bytes: Annotated[
         str | None, typer.Option(metavar="SHARE|COUNT", help="Bytes of weights that stay at the most: 0.5, or 50MB.")
     ] = None
+    activations: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE|COUNT", help="Bytes of activations at once, at the most: 0.5, or 256KiB."),
+    ] = None
     latency: Annotated[
         str | None, typer.Option(metavar="SHARE|TIME", help="Time that stays at the most: 0.7, or 5ms; with --profile.")
     ] = None
@@ -104,7 +108,7 @@ class Target:
     def request(self) -> Request:
         """As the budget takes it."""
         names, others, kinds = (tuple(given or ()) for given in (self.include, self.exclude, self.allow))
-        limits = self.keep, self.params, self.macs, self.bytes, self.latency
+        limits = self.keep, self.params, self.macs, self.bytes, self.activations, self.latency
         return Request(*limits, self.multiple, self.floor, names, others, kinds, self.finer, self.allocator, self.tries)
 
 

@@ -31,6 +31,7 @@ def prune(
     params: float | str | None = None,
     macs: float | str | None = None,
     bytes: float | str | None = None,
+    activations: float | str | None = None,
     latency: float | str | None = None,
     profile: Profile | str | Path | None = None,
     allocator: str | None = None,
@@ -85,7 +86,8 @@ def prune(
     """
     names, others, kinds = map(_patterns, (include, exclude, allow))
     goal = None if metric is None else Goal(metric, drop, shrink, lower_is_better)
-    limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes, "latency": latency}
+    limits: dict[str, Any] = {"keep": keep, "params": params, "macs": macs, "bytes": bytes}
+    limits |= {"activations": activations, "latency": latency}
     if goal and limits[shrink] is None:
         limits[shrink] = 1.0
     sizes: dict[str, Any] = {

@@ -30,7 +30,8 @@ Section = tuple[str, Sequence[str], Sequence[Sequence[Any]]]
 class Report:
     """All figures of one run: latency in median seconds, measured alternately; drift relative to the outputs' norm.
 
-    ``predicted`` is the latency that the plan was made by, in seconds, before and after.
+    ``predicted`` is the latency that the plan was made by, in seconds, before and after, and ``fullest`` where
+    activations are most.
     """
 
     dense: Cost
@@ -47,6 +48,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
     predicted: Sequence[float] = ()
+    fullest: Sequence[str] = ()
     sensitivity: Sensitivity | None = None
 
     @property
@@ -74,6 +76,7 @@ class Report:
             _row("parameters", self.dense.params, self.pruned.params),
             _row("MACs", self.dense.macs, self.pruned.macs),
             _row("bytes of weights", self.dense.bytes, self.pruned.bytes),
+            _row("bytes of activations", self.dense.activations, self.pruned.activations),
         ]
         if self.file_bytes:
             rows.append(_row("file size", *self.file_bytes))
@@ -108,7 +111,9 @@ class Report:
         lines = [f"asked: {asked}"] if asked else []
         if self.sizes:
             shown = ", ".join(f"{name}={size}" for name, size in self.sizes.items() if not name.startswith("("))
-            lines.append(f"MACs at {shown}")
+            lines.append(f"MACs and activations at {shown}")
+        if self.fullest:
+            lines.append("activations are most at {}, and once cut at {}".format(*self.fullest))
         return lines + self.notes
 
     def render(self, suffix: str) -> str:
@@ -230,7 +235,7 @@ def make_report(analysis: Analysis, plan: Plan, chosen: Chosen) -> Report:
     frozen = [{"name": a.name, "kind": a.kind, "size": a.size, "reason": str(a.reason)} for a in analysis.frozen]
     after = cost(sizes)
     report = Report(cost({}), after, cut, frozen, plan.score, plan.request, kept=kept, predicted=plan.predicted)
-    report.sizes = analysis.graph.example
+    report.sizes, report.fullest = analysis.graph.example, (cost.fullest({}), cost.fullest(sizes))
     finer = [atom.name for atom in analysis.atoms if atom.dim in chosen and chosen[atom.dim].ndim > 1]
     if finer:
         report.notes.append(f"what stays differs from group to group (--no-finer: the same in all): {', '.join(finer)}")

@@ -85,6 +85,7 @@ class Point:
     params: int
     macs: int
     bytes: int
+    activations: int
     latency: float | None
     metric: float
     held: bool
@@ -183,7 +184,7 @@ class _Search:
         metric = self.goal.remembered(result, self.memo)
         held = not self.curve.points or self.goal.held(metric, self.curve.points[0].metric)
         cost = result.report.pruned
-        point = Point(cost.params, cost.macs, cost.bytes, plan.predicted[1] if plan.predicted else None, metric, held)
+        point = Point(**asdict(cost), latency=plan.predicted[1] if plan.predicted else None, metric=metric, held=held)
         if point not in self.curve.points:
             self.curve.points.append(point)
         return made, point

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphprune.budget import Request, candidates, cost_functions, known_cost
+from graphprune.cost import CostModel
 from graphprune.data import Calibration
 from graphprune.dims import Chosen, counts
 from graphprune.errors import UsageError
@@ -142,7 +143,7 @@ def pareto(
     wanted, watch = candidates(loaded.analysis, each[0]), stage(progress, "trying budgets")
     latency = loaded.seconds(measured)
     costs = {} if latency is None else {"latency": latency.nanoseconds}
-    costing = cost_functions(loaded.analysis, wanted, costs)[cost]
+    costing = cost_functions(CostModel(loaded.analysis, [atom.dim for atom in wanted]), costs)[cost]
     given: Any = {"scores": scores, "latency": latency, "tried": look.tried, "seed": seed, "progress": progress}
     plans = [loaded.plan(one, score, **given).chosen(loaded.analysis) for one in each]
     whole = None if latency is None else 1.0

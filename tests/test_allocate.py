@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,6 +110,21 @@ def test_scores_of_nothing_but_zeros() -> None:
         problem = made(0, (6, 8))
         problem = replace(problem, scores={dim: np.zeros(dim.extent) for dim in problem.counts})
         assert problem.fits(solved(name, replace(problem, measured=lambda counts: 0.0, tries=8)))
+
+
+def test_a_cost_that_one_dim_alone_does_not_bring_down() -> None:
+    """The larger of two sums of two Dims, which are as large: of either sum the Dim goes that frees more for a loss."""
+    dims = [Dim(20) for _ in range(4)]
+    first, second = polynomial(dims[:2], [9.0, 1.0], [0.0]), polynomial(dims[2:], [1.0, 9.0], [0.0])
+    both = (lambda counts: max(first(counts), second(counts))), (lambda counts: first(counts) + second(counts))
+    scores = {dim: np.linspace(1, 2, 20) for dim in dims}
+    atoms = [Atom(dim, f"d{i}", "channel", [], None) for i, dim in enumerate(dims)]
+    counts = {dim: np.arange(1, 21) for dim in dims}
+    problem = Problem(atoms, scores, counts, {"activations": both[0]}, {"activations": 0.6 * both[0]({})}, "error")
+    best = min(map(problem.loss, every(replace(problem, counts={dim: own[::2] for dim, own in counts.items()}))))
+    for name in ("global", "dynamic", "knapsack"):
+        assert problem.loss(solved(name, problem)) > 1.2 * best
+        assert problem.loss(solved(name, replace(problem, charged={"activations": both[1]}))) <= best
 
 
 # Each by itself.
@@ -292,3 +308,21 @@ def test_a_candidate_that_cannot_be_measured_is_not_taken() -> None:
     start = solved("global", problem)
     told = replace(problem, measured=lambda counts: 1.0 if counts == start else math.nan, tries=20)
     assert solved("search", told) == start
+
+
+def test_what_the_solver_prints_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """HiGHS writes past Python, to where a plan may be going."""
+    optimize = pytest.importorskip("scipy.optimize")
+    solve = optimize.milp
+
+    def loud(*given: Any, **options: Any) -> Any:
+        os.write(1, b"from the solver\n")
+        return solve(*given, **options)
+
+    monkeypatch.setattr(optimize, "milp", loud)
+    solved("knapsack", made(0, (12, 7, 9)))
+    os.write(1, b"the plan\n")
+    out, err = capfd.readouterr()
+    assert (out, "from the solver\n" in err) == ("the plan\n", True)

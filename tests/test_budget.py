@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import graphprune
+from graphprune.allocate import ALLOCATORS, Allocator, Problem
 from graphprune.analysis import Analysis, Atom, analyse
 from graphprune.budget import LARGE, Request, allocate, amount, candidates, count_for, least_count, top
 from graphprune.cost import CostModel
@@ -69,8 +71,7 @@ def chosen(name: str, request: Request, seed: int, ties: bool) -> tuple[dict[Dim
 
 def cost(name: str, kept: dict[Dim, Positions], what: str) -> int:
     model = CostModel(loaded(name).analysis)
-    sizes = {dim: len(positions) for dim, positions in kept.items()}
-    return model.params(sizes) if what == "params" else model.macs(sizes)
+    return int(getattr(model, what)({dim: len(positions) for dim, positions in kept.items()}))
 
 
 # What every request is promised.
@@ -80,7 +81,7 @@ def cost(name: str, kept: dict[Dim, Positions], what: str) -> int:
 @given(
     name=models,
     target=shares,
-    what=st.sampled_from(["params", "macs"]),
+    what=st.sampled_from(["params", "macs", "activations"]),
     limit=limits,
     seed=st.integers(0, 99),
     ties=st.booleans(),
@@ -107,7 +108,11 @@ def test_a_budget_is_met_or_refused(
 
 @often
 @given(
-    name=models, target=shares, what=st.sampled_from(["keep", "params", "macs"]), limit=limits, seed=st.integers(0, 99)
+    name=models,
+    target=shares,
+    what=st.sampled_from(["keep", "params", "macs", "activations"]),
+    limit=limits,
+    seed=st.integers(0, 99),
 )
 def test_floors_multiples_and_order(name: str, target: float, what: str, limit: dict[str, Any], seed: int) -> None:
     request = ask(what, target, **limit)
@@ -129,14 +134,14 @@ def test_floors_multiples_and_order(name: str, target: float, what: str, limit: 
 @often
 @given(
     name=models,
-    what=st.sampled_from(["keep", "params", "macs"]),
+    what=st.sampled_from(["keep", "params", "macs", "activations"]),
     limit=limits,
     seed=st.integers(0, 99),
     ties=st.booleans(),
 )
 def test_all_of_it_stays_at_one(name: str, what: str, limit: dict[str, Any], seed: int, ties: bool) -> None:
     assert chosen(name, ask(what, 1.0, **limit), seed, ties)[0] == {}
-    dense = float(cost(name, {}, "macs" if what == "macs" else "params"))
+    dense = 0.0 if what == "keep" else float(cost(name, {}, what))
     if what != "keep":
         assert chosen(name, ask(what, dense, **limit), seed, ties)[0] == {}
 
@@ -145,7 +150,7 @@ def test_all_of_it_stays_at_one(name: str, what: str, limit: dict[str, Any], see
 @given(
     name=models,
     pair=st.tuples(shares, shares),
-    what=st.sampled_from(["params", "macs"]),
+    what=st.sampled_from(["params", "macs", "activations"]),
     limit=limits,
     seed=st.integers(0, 99),
 )
@@ -397,6 +402,41 @@ def test_parameters_are_those_of_the_written_file(name: str) -> None:
         assert after.bytes == 4 * after.params
         again = CostModel(analyse(made.graph))({})
         assert (again.params, again.macs) == (after.params, after.macs)
+
+
+def test_what_takes_the_most_is_named_where_it_cannot_be_brought_down() -> None:
+    net = Net()
+    x = net.op("MatMul", net.input(9, 100), net.weight(100, 20))
+    net.output(net.op("MatMul", x, net.weight(20, 800), name="wide"))
+    analysis = analyse(format_.read(net.model()).graph)
+    scores = random_scores(analysis.prunable, 0, False)
+    with pytest.raises(BudgetError, match=r"activations cannot be brought to 50\.0% .* most at wide"):
+        allocate(analysis, analysis.prunable, scores, ask("activations", 0.5))
+
+
+def test_allocators_are_told_of_every_node_that_activations_are_many_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Dim alone brings six alike down, and each brings down what it is charged by."""
+    net = Net()
+    x = net.input(5, 4)
+    for _ in range(6):
+        x = net.op("Relu", net.op("MatMul", x, net.weight(4 if len(net.nodes) == 0 else 40, 40)))
+    net.output(net.op("MatMul", x, net.weight(40, 2)))
+    seen = []
+
+    def least(problem: Problem) -> dict[Dim, int]:
+        seen.append(problem)
+        return problem.least
+
+    monkeypatch.setitem(ALLOCATORS, "seen", Allocator("seen", "nothing", "", least))
+    analysis = analyse(format_.read(net.model()).graph)
+    wanted = analysis.prunable
+    request = replace(ask("activations", 0.5), allocator="seen")
+    allocate(analysis, wanted, random_scores(wanted, 0, False), request)
+    (problem,) = seen
+    freed = problem.freed({}, {"activations": 1.0})
+    assert len(freed) == 6
+    assert min(freed.values()) > 1e-4
+    assert all(problem.costs["activations"]({dim: 8}) == problem.costs["activations"]({}) for dim in freed)
 
 
 def macs(build: Callable[[Net], str], cut: dict[int, int] | None = None) -> int:

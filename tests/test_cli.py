@@ -427,13 +427,15 @@ def test_allocators() -> None:
 
 @pytest.mark.parametrize("name", ALLOCATORS)
 def test_a_plan_by_each_allocator(name: str, tmp_path: Path) -> None:
-    """Two limits, in words; the plan says how it was made, and keeps to both."""
-    limits = ("--macs", "60%", "--bytes", "0.1MB", "--allocator", name, "--tries", 2, "--calib", "noise", "--no-cache")
-    command("plan", DIGITS, "-o", tmp_path / "plan.json", *limits, "--multiple", 1).done()
+    """Three limits, in words; the plan says how it was made, and keeps to all."""
+    limits = ("--macs", "60%", "--bytes", "0.1MB", "--activations", "13KiB", "--multiple", 1)
+    options = ("--allocator", name, "--tries", 2, "--calib", "noise", "--no-cache")
+    command("plan", DIGITS, "-o", tmp_path / "plan.json", *limits, *options).done()
     loaded, plan = graphprune.load(DIGITS), graphprune.Plan.load(tmp_path / "plan.json")
     report = loaded.apply(plan, verify="none", timing=False).report
     assert report.pruned.macs <= 0.6 * report.dense.macs
     assert report.pruned.bytes <= 1e5
+    assert report.pruned.activations <= 13 * 1024
     assert plan.request["allocator"] == name
     assert (plan.request["macs"], plan.request["bytes"]) == ("60%", "0.1MB")
 

@@ -19,7 +19,7 @@ from graphprune.rules import registry
 ROOT = Path(graphprune.__file__).parent
 ORDER = (
     "errors", "memory", "memo", "graph", "classes", "integers", "dims", "signature", "rules", "values", "nesting",
-    "analysis", "consumers", "stats", "propagate", "compensate", "sequential", "scores", "cost",
+    "analysis", "consumers", "stats", "propagate", "compensate", "sequential", "scores", "liveness", "cost",
     "allocate", "budget", "places", "plan", "latency", "formats", "data", "verify", "tried", "trace", "explain",
     "pictures", "sensitivity", "report", "smallest", "pareto", "loaded", "profile", "pipeline", "iterate", "survey",
     "catalogue", "terminal", "options", "cli", "__init__", "__main__",

@@ -20,8 +20,8 @@ from graphprune.verify import Check
 from models import digits
 
 REPORT = Report(
-    dense=Cost(1_000, 20_000, 4_000),
-    pruned=Cost(250, 5_000, 1_000),
+    dense=Cost(1_000, 20_000, 4_000, 800),
+    pruned=Cost(250, 5_000, 1_000, 600),
     dims=[
         {"name": "conv1", "kind": "channel", "before": 16, "after": 8, "exact": True},
         {"name": "norm", "kind": "hidden", "before": 64, "after": 32, "exact": False},
@@ -46,17 +46,18 @@ REPORT = Report(
 )
 
 TEXT = """\
-                 graphprune report
-┏━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━┳━━━━━━━┓
-┃                  ┃  before ┃   after ┃  left ┃
-┡━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━╇━━━━━━━┩
-│ parameters       │   1,000 │     250 │ 25.0% │
-│ MACs             │  20,000 │   5,000 │ 25.0% │
-│ bytes of weights │   4,000 │   1,000 │ 25.0% │
-│ file size        │   5,000 │   2,000 │ 40.0% │
-│ latency          │ 4.00 ms │ 1.00 ms │ 25.0% │
-│ output drift     │         │   12.3% │       │
-└──────────────────┴─────────┴─────────┴───────┘
+                   graphprune report
+┏━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┳━━━━━━━━━┳━━━━━━━┓
+┃                      ┃  before ┃   after ┃  left ┃
+┡━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━╇━━━━━━━━━╇━━━━━━━┩
+│ parameters           │   1,000 │     250 │ 25.0% │
+│ MACs                 │  20,000 │   5,000 │ 25.0% │
+│ bytes of weights     │   4,000 │   1,000 │ 25.0% │
+│ bytes of activations │     800 │     600 │ 75.0% │
+│ file size            │   5,000 │   2,000 │ 40.0% │
+│ latency              │ 4.00 ms │ 1.00 ms │ 25.0% │
+│ output drift         │         │   12.3% │       │
+└──────────────────────┴─────────┴─────────┴───────┘
         2 dims cut (score l2)
 ┏━━━━━━━┳━━━━━━━━━┳━━━━━━━━┳━━━━━━━┳━━━━━━━━━━━━┓
 ┃ dim   ┃ kind    ┃ before ┃ after ┃ exact      ┃
@@ -80,7 +81,7 @@ TEXT = """\
 passed permutation: 2 dims permuted (error 1.5e-07, limit 1.0e-04)
 FAILED loads and runs: output 'y' is (1, 2), was (1, 3)
 asked: keep=0.5, multiple=8
-MACs at batch=1
+MACs and activations at batch=1
 a note
 """
 
@@ -92,6 +93,7 @@ MARKDOWN = """\
 | parameters | 1,000 | 250 | 25.0% |
 | MACs | 20,000 | 5,000 | 25.0% |
 | bytes of weights | 4,000 | 1,000 | 25.0% |
+| bytes of activations | 800 | 600 | 75.0% |
 | file size | 5,000 | 2,000 | 40.0% |
 | latency | 4.00 ms | 1.00 ms | 25.0% |
 | output drift |  | 12.3% |  |
@@ -121,7 +123,7 @@ MARKDOWN = """\
 - passed permutation: 2 dims permuted (error 1.5e-07, limit 1.0e-04)
 - FAILED loads and runs: output 'y' is (1, 2), was (1, 3)
 - asked: keep=0.5, multiple=8
-- MACs at batch=1
+- MACs and activations at batch=1
 - a note
 """
 
@@ -142,7 +144,7 @@ def test_markdown() -> None:
 
 def test_json() -> None:
     data = json.loads(REPORT.render(".json"))
-    assert data["dense"] == {"params": 1_000, "macs": 20_000, "bytes": 4_000}
+    assert data["dense"] == {"params": 1_000, "macs": 20_000, "bytes": 4_000, "activations": 800}
     assert data["pruned"]["macs"] == 5_000
     assert data["verified"] is False
     assert data["checks"][0] == {
@@ -238,8 +240,8 @@ def test_verified_means_checked() -> None:
 
 
 def test_a_report_without_measurements() -> None:
-    plain = Report(Cost(0, 0, 0), Cost(0, 0, 0), [], [], "l2", {})
-    assert [row[0] for row in plain.figures()] == ["parameters", "MACs", "bytes of weights"]
+    plain = Report(Cost(0, 0, 0, 0), Cost(0, 0, 0, 0), [], [], "l2", {})
+    assert [row[0] for row in plain.figures()] == ["parameters", "MACs", "bytes of weights", "bytes of activations"]
     assert all(row[3] == "" for row in plain.figures())
     assert "dims cut" not in str(plain)
     assert "left whole" not in str(plain)

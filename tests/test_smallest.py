@@ -99,7 +99,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     whole = digits.PATH.stat().st_size
     assert 0.7 * whole <= out.stat().st_size <= 0.75 * whole
     rows = [*csv.DictReader(curve.read_text().splitlines())]
-    assert set(rows[0]) == {"params", "macs", "bytes", "latency", "metric", "held"}
+    assert set(rows[0]) == {"params", "macs", "bytes", "activations", "latency", "metric", "held"}
     assert [row["held"] for row in rows] == [str(float(row["metric"]) >= 0.7 * whole) for row in rows]
     assert sorted((int(row["macs"]) for row in rows), reverse=True) == [int(row["macs"]) for row in rows]
 

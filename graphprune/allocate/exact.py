@@ -8,7 +8,10 @@ on the way stays, and the first are those of "global".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -52,16 +55,35 @@ def knapsack(problem: Problem) -> dict[Dim, int]:
         costs = [np.concatenate(each) / scale for each, scale in zip(extra, scales, strict=True)]
         limits = optimize.LinearConstraint(np.stack(costs), ub=np.array(room) / scales)
         weight = np.concatenate(losses)
-        found = optimize.milp(
-            weight / (weight.max() or 1.0),
-            constraints=[optimize.LinearConstraint(one_each, 1, 1), limits],
-            integrality=np.ones(len(weight)),
-            bounds=optimize.Bounds(0, 1),
-            options={"time_limit": SECONDS, "mip_rel_gap": 1e-6},
-        )
+        with _to_stderr():  # HiGHS prints lines of its own when it is told not to
+            found = optimize.milp(
+                weight / (weight.max() or 1.0),
+                constraints=[optimize.LinearConstraint(one_each, 1, 1), limits],
+                integrality=np.ones(len(weight)),
+                bounds=optimize.Bounds(0, 1),
+                options={"time_limit": SECONDS, "mip_rel_gap": 1e-6},
+            )
         return None if found.x is None else [int(np.argmax(own)) for own in np.split(found.x, np.cumsum(sizes)[:-1])]
 
     return _linearised(problem, solve)
+
+
+@contextmanager
+def _to_stderr() -> Iterator[None]:
+    """What C libraries print goes to standard error, where the system lets it: standard output is for results alone."""
+    try:
+        flush, out = ctypes.CDLL(None).fflush, os.dup(1)
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    flush(None)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(out, 1)
+        os.close(out)
 
 
 @allocator("dynamic")
@@ -104,10 +126,10 @@ def _around(
     """By target: what each offer of each Dim costs more than ``counts``, and the room that those leave."""
     extra, room = [], []
     for name, limit in problem.limits.items():
-        cost, here = problem.costs[name], problem.costs[name](counts)
+        cost, here = problem.charge(name), problem.charge(name)(counts)
         pairs = zip(problem.atoms, offers, strict=True)
         extra.append([np.array([cost({**counts, a.dim: int(k)}) - here for k in own]) for a, own in pairs])
-        room.append(limit - here)
+        room.append(limit - problem.costs[name](counts))
     return extra, room
 
 

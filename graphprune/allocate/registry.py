@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -34,8 +34,10 @@ class Problem:
 
     ``scores`` are of each position of ``atoms``, and compare as ``across`` says; of a Dim the best stay. ``counts`` are
     what each atom may keep, ascending. ``limits`` are what ``costs`` may come to, by name: at least one, none that all
-    positions together would keep to, none that ``least`` would not. ``measured`` tells how far the model's outputs move
-    at given counts, where there are data to see it on, ``tries`` how often it may be asked.
+    positions together would keep to, none that ``least`` would not. Where a cost is the largest of several sums, no Dim
+    alone may bring it down; ``charged`` are functions near such costs, by name, made of all the sums: what positions
+    free is seen from them. ``measured`` tells how far the model's outputs move at given counts, where there are data to
+    see it on, ``tries`` how often it may be asked.
     """
 
     atoms: Sequence[Atom]
@@ -44,6 +46,7 @@ class Problem:
     costs: Mapping[str, CostFunction]
     limits: Mapping[str, float]
     across: Across = "mean"
+    charged: Mapping[str, CostFunction] = field(default_factory=dict)
     measured: Callable[[Counts], float] | None = None
     tries: int = TRIES
     seed: int = 0
@@ -63,15 +66,19 @@ class Problem:
         """Whether every limit holds."""
         return all(self.costs[name](counts) <= limit for name, limit in self.limits.items())
 
+    def charge(self, name: str) -> CostFunction:
+        """The cost ``name``, or what positions are charged by in its place."""
+        return self.charged.get(name, self.costs[name])
+
     def freed(self, at: Counts, weights: Mapping[str, float]) -> dict[Dim, float]:
         """The share of what ``at`` costs, in ``weights`` of the costs, that one position of each Dim less frees."""
-        here = {name: self.costs[name](at) for name in weights}
+        here = {name: self.charge(name)(at) for name in weights}
         found = {}
         for atom in self.atoms:
             count, counts = at.get(atom.dim, atom.size), self.counts[atom.dim]
             below = int(counts[max(0, int(np.searchsorted(counts, count)) - 1)])
             fewer = {**at, atom.dim: below if below < count else count - 1}
-            shares = {name: 1 - self.costs[name](fewer) / cost for name, cost in here.items()}
+            shares = {name: 1 - self.charge(name)(fewer) / cost for name, cost in here.items()}
             whole = sum(weights[name] * max(_NOTHING, share) for name, share in shares.items())
             found[atom.dim] = whole / (count - fewer[atom.dim])
         return found

@@ -156,6 +156,10 @@ class Facts:
     never: set[Body] = field(default_factory=set)
     constant: set[str] = field(default_factory=set)
 
+    def idle(self, node: Node) -> bool:
+        """Whether ``node`` is in a body that never runs."""
+        return any(node.body[:depth] in self.never for depth in range(1, len(node.body) + 1))
+
 
 class Op:
     """One node as its rule sees it: layouts of inputs and outputs (None where absent) and the facts it may state.
@@ -171,7 +175,7 @@ class Op:
         self.outs = outs
         self.facts = facts
         self.label = node.label
-        self.idle = any(node.body[:depth] in facts.never for depth in range(1, len(node.body) + 1))
+        self.idle = facts.idle(node)
         self._known = known
         self._spoken: set[int] = set()
         self._zeros: dict[int, int] = {}
