@@ -85,6 +85,13 @@ def test_the_dearer_branch_and_every_iteration_count() -> None:
     batch = model.graph.example["N"]
     assert macs == batch * (FEATURES * HIDDEN + HIDDEN * 24 + 24 * OUTPUTS)
 
+    first = branching().model()
+    choice = next(node for node in first.graph.node if node.name == "choice")
+    first.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "always"))
+    choice.input[0] = "always"
+    macs = CostModel(analyse(format_.read(first).graph)).macs({})
+    assert macs == batch * (FEATURES * HIDDEN + HIDDEN * 16 + 16 * OUTPUTS), "the other one never runs"
+
     net, inside = Net(), None
     x = net.op("MatMul", net.input(1, FEATURES), net.weight(FEATURES, HIDDEN, fan=FEATURES))
     inside = Body(net)

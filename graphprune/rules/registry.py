@@ -300,7 +300,8 @@ class Op:
 
     def macs(self, fixed: int, *dims: Dim) -> None:
         """The node costs ``fixed`` times the sizes of ``dims``; axes of unknown size count by example."""
-        self.facts.contractions.append(Contraction(self.node, fixed, dims))
+        if not self.idle:
+            self.facts.contractions.append(Contraction(self.node, fixed, dims))
 
     def repeat(self, times: int) -> None:
         """The body that begins here runs so many times."""
