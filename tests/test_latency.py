@@ -514,7 +514,7 @@ def test_a_latency_that_cannot_be() -> None:
         cut(made, latency=0.01, multiple=1)
     told = float(refused.value.what.split("the least reachable is ")[1].split("(")[1].split(" ms")[0])
     assert told == pytest.approx(least * 1e3, rel=0.01)
-    with pytest.raises(UsageError, match="give keep, or one or several of params, macs, bytes, latency"):
+    with pytest.raises(UsageError, match="give keep, or one or several of params, macs, bytes, activations, latency"):
         Request(keep=0.5, latency=0.5)
 
 
