@@ -2,7 +2,8 @@
 
 One-shot compensation fits W' x to W x on the activations x of the dense model. In the cut model other activations x'
 arrive, and errors add up. Here two models are walked through side by side, the dense one and the one that was cut and
-compensated up to where the walk stands, and each consumer that loses positions is fitted to
+compensated up to where the walk stands, and each consumer that loses positions, or reads what such a one changed, is
+fitted to
 
     W' = (E[t x'ᵀ] + δ W₀)(E[x' x'ᵀ] + δ I)⁻¹        t = y + r - r'
 
@@ -24,10 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis
-from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide, losing
-from graphprune.consumers import Consumer, Site
+from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide, loses
+from graphprune.consumers import Consumer, Site, consumers
 from graphprune.dims import Chosen, Positions, ones, take, touched
 from graphprune.graph import Array, Graph, Node
+from graphprune.signature import Layout
 
 Floats = npt.NDArray[np.float64]
 ROOM = 1 << 31
@@ -101,12 +103,13 @@ class Sums:
 
 
 class _Fit(NamedTuple):
-    """A consumer, where its positions are summed, what stays of them, its bias, and what is added behind it."""
+    """A consumer, where its outputs are, what stays of both, its bias, and what is added behind it."""
 
     consumer: Consumer
     node: Node
     made: Site
     kept: Positions
+    live: Positions
     bias: Bias | None
     residual: str
     scale: Floats | None
@@ -125,8 +128,8 @@ def in_order(
     ``start`` are those of one-shot compensation, which the model of ``cut`` has; both walks are at the first node.
     """
     found = dict(start)
-    for name, values in zeroed(analysis, chosen, start).items():
-        cut.put(name, values)
+    for name, without in zeroed(analysis, chosen, start).items():
+        cut.put(name, without)
     fits = sorted(_fits(analysis, chosen), key=lambda fit: fit.node.index)
     for done, fit in enumerate(fits):
         cut.to(fit.node.index)
@@ -146,20 +149,36 @@ def zeroed(analysis: Analysis, chosen: Chosen, values: Mapping[str, Array]) -> d
     """Every weight that a cut touches, with zeros in place of what goes."""
     made = {}
     for name, node, _, layout in analysis.uses:
-        axes = [axis for axis, dim in enumerate(layout) if touched(dim, chosen)]
-        if axes and node is None:
+        if node is None and any(touched(dim, chosen) for dim in layout):
             stored = values.get(name)
-            made[name] = analysis.graph.weights[name].load() if stored is None else stored
-            for axis in axes:
-                kept = ones(layout, axis, chosen) > 0
-                made[name] = np.where(kept, made[name], np.zeros((), made[name].dtype))
+            made[name] = _without(analysis.graph.weights[name].load() if stored is None else stored, layout, chosen)
     return made
 
 
+def _without(values: Array, layout: Layout, chosen: Chosen) -> Array:
+    """A weight with zeros in place of what goes."""
+    for axis, dim in enumerate(layout):
+        if touched(dim, chosen):
+            values = np.where(ones(layout, axis, chosen) > 0, values, np.zeros((), values.dtype))
+    return values
+
+
+def _reached(analysis: Analysis, chosen: Chosen) -> set[str]:
+    """Activations that a cut at ``chosen`` changes: what is computed over positions that go, and all behind it."""
+    over = {node.index for node, dim in analysis.facts.mixed if touched(dim, chosen)}
+    found: set[str] = set()
+    for node in analysis.graph.nodes:
+        if node.index in over or not found.isdisjoint((*node.inputs, *node.outer)):
+            found.update(node.outputs)
+    return found
+
+
 def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
-    """Consumers whose outputs can be told apart from those of others, and lie as their inputs do."""
-    found = []
-    for consumer in losing(analysis, chosen):
+    """Consumers that see other activations, whose outputs can be told apart, and lie as their inputs do."""
+    found, reached = [], _reached(analysis, chosen)
+    for consumer in consumers(analysis):
+        if not (loses(consumer, chosen) or (consumer.sites[0].value in reached and not touched(consumer.dim, chosen))):
+            continue
         graph, node, site = analysis.graph, consumer.nodes[0], consumer.sites[0]
         if consumer.weight in analysis.facts.meanings:  # integers stay as the first fit made them
             continue
@@ -177,7 +196,9 @@ def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
         if math.prod(size for axis, size in enumerate(shape) if axis not in consumer.axes) != out[made.axis]:
             continue
         residual, scale = _behind(graph, node, bias)
-        found.append(_Fit(consumer, node, made, take(consumer.dim, chosen), bias, residual, scale))
+        stays = _without(np.ones(shape, np.float32), analysis.facts.layouts[consumer.weight], chosen)
+        live = np.flatnonzero(consumer.matrix(stays).any(1))
+        found.append(_Fit(consumer, node, made, take(consumer.dim, chosen), live, bias, residual, scale))
     return found
 
 
@@ -216,7 +237,7 @@ def _halves(fit: _Fit, dense: Walk, cut: Walk) -> list[Sums]:
         if along is not None:
             apart = dense.rows(batch, along) - cut.rows(batch, along)
             target = target + (apart if fit.scale is None else apart * _inverse(fit.scale).astype(apart.dtype))
-        more = Sums.of(cut.rows(batch, site)[:, fit.kept], target)
+        more = Sums.of(cut.rows(batch, site)[:, fit.kept], target[:, fit.live])
         sums[batch % 2] = sums[batch % 2] + more if batch % 2 in sums else more
     return [sums[half] for half in sorted(sums)]
 
@@ -231,8 +252,10 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
     """The weight, and the bias, that come closest to the targets; nothing where those ``before`` do as well."""
     if len(halves) < 2:
         return {}
-    stored = before[fit.consumer.weight]
-    first = fit.consumer.matrix(stored)[:, fit.kept]
+    stored = before.get(fit.consumer.weight)
+    if stored is None:
+        stored = analysis.graph.weights[fit.consumer.weight].load()
+    first = fit.consumer.matrix(stored)[np.ix_(fit.live, fit.kept)]
     errors = np.zeros(len(DAMPINGS) + 1)
     for fitted, other in (halves, halves[::-1]):
         for i, damping in enumerate(DAMPINGS):
@@ -241,14 +264,15 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
     weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
     changed = np.zeros_like(fit.consumer.matrix(stored))
-    changed[:, fit.kept] = weight
+    changed[np.ix_(fit.live, fit.kept)] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
     if fit.bias is not None:
         dense = analysis.graph.weights[fit.bias.name].load()
         inner = len(fit.node.inputs) > 2 and fit.node.inputs[2] == fit.bias.name  # it is in the targets already
         shift = (whole.t - weight @ whole.x) / whole.count
-        new = shift.reshape(dense.shape) if inner else dense + fit.bias.sign * shift.reshape(dense.shape)
-        made[fit.bias.name] = new.astype(dense.dtype)
+        new = np.zeros(dense.size)
+        new[fit.live] = shift if inner else dense.reshape(-1)[fit.live] + fit.bias.sign * shift
+        made[fit.bias.name] = new.astype(dense.dtype).reshape(dense.shape)
     return made
 
 
