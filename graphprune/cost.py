@@ -177,7 +177,7 @@ class Term(Protocol):
         """The cost at these sizes of atoms."""
 
 
-class Values:
+class Terms:
     """``terms`` at any sizes of ``free`` atoms; from one call to the next only what changed is computed anew."""
 
     def __init__(self, terms: Sequence[Term], free: Mapping[Dim, object]) -> None:
@@ -206,7 +206,7 @@ class Sum:
         kept = [term for term in terms if any(touched(dim, free) for dim in term.dims)]
         left = set(map(id, kept))
         self._fixed = sum(term({}) for term in terms if id(term) not in left)
-        self._values = Values(kept, free)
+        self._values = Terms(kept, free)
 
     def __call__(self, sizes: Sizes) -> float:
         total: float = sum(self._values(sizes).tolist())
@@ -219,7 +219,7 @@ class Peak:
     def __init__(self, terms: Sequence[tuple[Life, Term]], free: Mapping[Dim, object]) -> None:
         self._first = np.array([life.first - BEFORE for life, _ in terms], np.int64)
         self._after = np.array([life.last - BEFORE + 1 for life, _ in terms], np.int64)
-        self._values = Values([term for _, term in terms], free)
+        self._values = Terms([term for _, term in terms], free)
 
     def alive(self, sizes: Sizes) -> Floats:
         """The sum at each moment: before the first node, at each node, after the last."""
