@@ -168,18 +168,17 @@ class Aimed:
         except BudgetError:
             return None
 
-    def below(self, way: str, share: float) -> Plan | None:
-        """The largest that is predicted to take at most ``share`` of the time."""
-        dense = self.made.dense.whole
+    def nearest(self, way: str, share: float) -> Plan | None:
+        """The one that is predicted to take a time nearest to ``share``."""
+        time = share * self.made.dense.whole
         plans = (self.plan(way, round(left, 3)) for left in (share, *np.arange(0.98, 0.03, -0.02)))
-        fitting = (plan for plan in plans if plan and plan.predicted[1] <= share * dense)
-        return max(fitting, key=lambda plan: plan.predicted[1], default=None)
+        return min(filter(None, plans), key=lambda plan: abs(plan.predicted[1] - time), default=None)
 
     def found(self, way: str, share: float) -> dict[str, Any]:
         """The plan that is nearest to ``share`` by measurement: times, MACs, how far outputs move, metrics."""
         aim, tried = share, list[tuple[float, Plan]]()
         for _ in range(TURNS):
-            plan = self.below(way, aim)
+            plan = self.nearest(way, aim)
             if plan is None or any(plan == other for _, other in tried):
                 break
             tried.append((ratio(self.loaded, plan.chosen(self.loaded.analysis), self.made.dense.whole), plan))
