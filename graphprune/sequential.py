@@ -2,16 +2,16 @@
 
 One-shot compensation fits W' x to W x on the activations x of the dense model. In the cut model other activations x'
 arrive, and errors add up. Here two models are walked through side by side, the dense one and the one that was cut and
-compensated up to where the walk stands, and each consumer that loses positions, or reads what such a one changed, is
-fitted to
+compensated up to where the walk stands. Each consumer that loses positions, or reads what such a one changed, is fitted
+to
 
     W' = (E[t x'ᵀ] + δ W₀)(E[x' x'ᵀ] + δ I)⁻¹        t = y + r - r'
 
-W₀ are the weights of one-shot compensation, δ is as there, y is what the dense model computes, and r what both models
-add to it (a residual): what went wrong in r' before is made good as far as x' can tell. For each consumer the damping
-is the one with the least error on the half of the data that was not fitted; where W₀ itself does better, it stays.
-Layer after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's outputs as targets are the
-asymmetric calibration of GPTAQ (arXiv 2504.02692).
+W₀ are the weights of one-shot compensation, or the model's own where that changed none, δ is as there, y is what the
+dense model computes, and r what both models add to it (a residual): what went wrong in r' before is made good as far as
+x' can tell. For each consumer the damping is the one with the least error on the half of the data that was not fitted;
+where W₀ itself does better, it stays. Layer after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's
+outputs as targets are the asymmetric calibration of GPTAQ (arXiv 2504.02692).
 """
 
 from __future__ import annotations
