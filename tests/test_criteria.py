@@ -39,8 +39,18 @@ FOUR = range(4)
 def mlp(w1: Floats = W1, b1: Floats = B1, w2: Floats = W2) -> Analysis:
     """The network with a hidden layer."""
     net = Net()
-    hidden = net.op("Gemm", net.input("rows", 3), *(net.const(value, np.float32) for value in (w1, b1)))
+    hidden = net.op("Gemm", net.input("rows", len(w1)), *(net.const(value, np.float32) for value in (w1, b1)))
     net.output(net.op("MatMul", net.op("Relu", hidden), net.const(w2, np.float32)))
+    return analyse(format_.read(net.model()).graph)
+
+
+def gated(gate: Floats, up: Floats, down: Floats) -> Analysis:
+    """sigmoid(x gate) (x up) down."""
+    net = Net()
+    x = net.input("rows", 3)
+    first, second = (net.op("MatMul", x, net.const(weight, np.float32)) for weight in (gate, up))
+    hidden = net.op("Mul", net.op("Sigmoid", first), second)
+    net.output(net.op("MatMul", hidden, net.const(down, np.float32)))
     return analyse(format_.read(net.model()).graph)
 
 
@@ -107,13 +117,37 @@ def test_maw() -> None:
 def test_maw_of_a_gated_layer() -> None:
     """Gate and up projection are added up."""
     gate, up, down = (RNG.standard_normal(shape) for shape in ((3, 4), (3, 4), (4, 2)))
-    net = Net()
-    x = net.input("rows", 3)
-    gated, plain = (net.op("MatMul", x, net.const(weight, np.float32)) for weight in (gate, up))
-    hidden = net.op("Mul", net.op("Sigmoid", gated), plain)
-    net.output(net.op("MatMul", hidden, net.const(down, np.float32)))
     expected = sum(weight.max(0) + abs(weight.min(0)) for weight in (gate, up))
-    close(scored("maw", analyse(format_.read(net.model()).graph)), expected)
+    close(scored("maw", gated(gate, up, down)), expected)
+
+
+def test_path() -> None:
+    """The largest weight of a column of W1 times that of a row of W2, squared."""
+    close(scored("path", mlp()), np.square(np.abs(W1).max(0) * np.abs(W2).max(1)))
+
+
+def test_path_of_a_gated_layer() -> None:
+    """What makes a unit counts by geometric mean: gate and up projection weigh as much as the down projection."""
+    gate, up, down = (RNG.standard_normal(shape) for shape in ((3, 4), (3, 4), (4, 2)))
+    expected = np.abs(gate).max(0) * np.abs(up).max(0) * np.square(np.abs(down).max(1))
+    close(scored("path", gated(gate, up, down)), expected)
+
+
+def test_path_keeps_one_weight_that_norms_drown() -> None:
+    """A unit of small norm goes last for a single large weight on each side."""
+    w1, w2 = np.ones((40, 4)), np.ones((4, 40))
+    w1[:, 2], w2[2] = 0.1, 0.1
+    w1[7, 2], w2[2, 9] = 3.0, 3.0
+    assert np.argmax(scored("path", mlp(w1=w1, w2=w2))) == 2 == np.argmin(scored("l2", mlp(w1=w1, w2=w2)))
+
+
+def test_path_through_zeros() -> None:
+    """A unit that nothing is made of, or that nothing reads, scores next to nothing, and no NaN."""
+    w1, w2 = W1.copy(), W2.copy()
+    w1[:, 1], w2[3] = 0.0, 0.0
+    found = scored("path", mlp(w1=w1, w2=w2))
+    assert found[1] < 1e-30 > found[3]
+    assert min(found[0], found[2]) > 1e-3
 
 
 def test_prunenet() -> None:

@@ -11,7 +11,7 @@ score keeps.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, permutations
 
@@ -25,6 +25,7 @@ from graphprune.scores.registry import Floats, Task, score
 from graphprune.signature import Layout
 
 _BLOCK = 1 << 24
+_TINY = 1e-30
 
 
 @score("l1")
@@ -82,6 +83,23 @@ def maw(task: Task) -> dict[Dim, Floats]:
     )
 
 
+@score("path")
+def path(task: Task) -> dict[Dim, Floats]:
+    """Energy of the largest path of weights through a position (after "The Super Weight", Yu et al., arXiv 2411.07191).
+
+    The largest weight that makes it times the largest that reads it, squared; of several weights that make it (gate and
+    up projections), or that read it, the geometric mean. The paper finds that single weights carry activations which
+    the rest of a language model stands on: norms drown them, and inputs that are all alike never show them.
+    """
+    sides: dict[tuple[Dim, bool], list[Floats]] = defaultdict(list)
+    for dim, read, logs in _judged(task, lambda blocks: np.log(np.abs(blocks).max((1, 2)) + _TINY)):
+        sides[dim, read].append(logs)
+    found = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
+    for (dim, _), logs_of in sides.items():
+        found[dim] += 2 * np.mean(logs_of, axis=0)
+    return _or_l2(task, {dim: np.exp(logs) if logs.any() else logs for dim, logs in found.items()})
+
+
 @score("prunenet")
 def prunenet(task: Task) -> dict[Dim, Floats]:
     """How far the singular values move without a position, to first order (after PruneNet, arXiv 2501.15296).
@@ -113,8 +131,7 @@ def bn_scale(task: Task) -> dict[Dim, Floats]:
     """
     scales = {node.inputs[1] for node in task.analysis.graph.nodes if node.op == "batch_norm"}
     found = over_weights(task, np.abs, lambda total: total, only=scales)
-    missing = [atom for atom in task.atoms if not found[atom.dim].any()]
-    return {**found, **l2(replace(task, atoms=missing))} if missing else found
+    return _or_l2(task, found)
 
 
 def over_weights(
@@ -160,23 +177,33 @@ def over_blocks(
     A position has several rows where the axis is a product (a head) or holds the atom more than once. Vectors have no
     rows to compare and are left out; with ``makers`` so are axes that are summed over. l2 stands in where none is left.
     """
+    total = {atom.dim: np.zeros(atom.size) for atom in task.atoms}
+    for dim, read, values in _judged(task, judge):
+        if not (makers and read):
+            total[dim] += relative(values) if normalise else values
+    return _or_l2(task, total)
+
+
+def _judged(task: Task, judge: Callable[[Floats], Floats]) -> Iterator[tuple[Dim, bool, Floats]]:
+    """An atom, whether a weight sums over it (reads it) or makes it, and what ``judge`` says of that weight, [size]."""
     wanted = {atom.dim: atom for atom in task.atoms}
-    total = {dim: np.zeros(atom.size) for dim, atom in wanted.items()}
-    summed = {(consumer.weight, consumer.axes[0]) for consumer in consumers(task.analysis)} if makers else set()
+    summed = {(consumer.weight, consumer.axes[0]) for consumer in consumers(task.analysis)}
     for done, (name, _, _, stored) in enumerate(task.analysis.uses):
         weight, own = task.analysis.meant(name)
         layout = own or stored
-        axes = [axis for axis in range(len(layout)) if (name, axis) not in summed and len(layout) > 1]
-        held = {axis: set(atoms(layout[axis])) for axis in axes}
-        places = [(axis, dim) for axis in axes for dim in wanted if held[axis].issuperset(atoms(dim))]
+        held = {axis: set(atoms(layout[axis])) for axis in range(len(layout)) if len(layout) > 1}
+        places = [(axis, dim) for axis in held for dim in wanted if held[axis].issuperset(atoms(dim))]
         if places and weight is not None:
             data = trained(weight.load())
             for axis, dim in places:
-                values = judge(_blocks(data, axis, layout[axis], wanted[dim]))
-                total[dim] += relative(values) if normalise else values
+                yield dim, (name, axis) in summed, judge(_blocks(data, axis, layout[axis], wanted[dim]))
         task.progress((done + 1) / len(task.analysis.uses))
-    missing = [atom for atom in task.atoms if not total[atom.dim].any()]
-    return {**total, **l2(Task(task.analysis, missing))} if missing else total
+
+
+def _or_l2(task: Task, found: dict[Dim, Floats]) -> dict[Dim, Floats]:
+    """``found``, by l2 where nothing was."""
+    missing = [atom for atom in task.atoms if not found[atom.dim].any()]
+    return {**found, **l2(replace(task, atoms=missing))} if missing else found
 
 
 def _blocks(data: Array, axis: int, dim: Dim, atom: Atom) -> Floats:
