@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -166,7 +167,8 @@ def test_page() -> None:
     """The best way comes first; cells are means with their range; failures are listed; the state comes back whole."""
     found: dict[Row, Found] = {Row("digits", "dense"): {"metrics": {"accuracy": 0.9, "agreement": 1.0}}}
     found |= {Row("digits", "l1", "2x", seed=seed): line(0.5 + seed / 10) for seed in (0, 1)}
-    found |= {Row("digits", "obs", "2x", source="real"): line(0.7)}
+    made = {"versions": {"numpy": "2", "revision": "abc1234"}}
+    found |= {Row("digits", "obs", "2x", source="real"): line(0.7) | made}
     found |= {Row("digits", "fisher", "2x", source="real"): {"error": "UsageError: a | b"}}
     table = [text for text in section("digits", found).splitlines() if text.startswith("|")]
     assert len({row.count("|") for row in table}) == 1
@@ -175,8 +177,39 @@ def test_page() -> None:
     text = page(found, "A note on the rows.")
     assert "- Failed, 1 rows of `fisher`: UsageError: a / b" in text
     assert "With numpy 2." in text
+    assert [row.split("|")[-2].strip() for row in table[2:]] == ["abc1234", "older"]
     assert "A note on the rows." in text
     assert "Dense: accuracy 90.0%" in text
+
+
+def test_the_page_is_of_its_rows() -> None:
+    """Whatever else stands on the page in docs/, its tables are those of the rows beside it."""
+    written = bench_quality.PAGE.with_suffix(".md").read_text()
+    tables = [text for text in page(State(bench_quality.PAGE).read()).splitlines() if text.startswith(("|", "Dense"))]
+    assert len(tables) > 50
+    assert [text for text in written.splitlines() if text.startswith(("|", "Dense"))] == tables
+
+
+def test_rows_know_their_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit, and whether code was changed since; nothing where there is no checkout."""
+    for number, change in enumerate(["", "print()"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+        (folder / "a.py").write_text("pass\n")
+        (folder / "page.md").write_text("x\n")
+        for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
+            subprocess.run([*git, *words], check=True)
+        (folder / "page.md").write_text("y\n")
+        (folder / "a.py").write_text(change or "pass\n")
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout[:7]
+        monkeypatch.setattr(bench_quality, "ROOT", folder)
+        bench_quality.revision.cache_clear()
+        assert bench_quality.revision() == {"revision": head + ("+" if change else "")}
+    monkeypatch.setattr(bench_quality, "ROOT", tmp_path)
+    bench_quality.revision.cache_clear()
+    assert bench_quality.revision() == {}
+    bench_quality.revision.cache_clear()
 
 
 def test_state_keeps_the_last_line(state: State) -> None:

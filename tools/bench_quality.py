@@ -1,7 +1,8 @@
 """What a model still knows after a cut: each score, with and without compensation, from each source of data.
 
-`python -m tools.bench_quality --state STATE --subjects digits --scores l1 obs` adds rows to a file of JSON lines; rows
-that are there are skipped, so that the table can be made in pieces. `--write docs/bench-quality.md` makes the page.
+`python -m tools.bench_quality --subjects digits --scores l1 obs` adds rows to a file of JSON lines; rows that are there
+are skipped, so that the table can be made in pieces. `--write docs/bench-quality.md` makes the page. The file of the
+page is docs/bench-quality.jsonl; `--state` names another.
 
 A row is a subject (models/tasks.py), a budget, a score, a compensation, a source of data, and a seed. Rows of one
 subject, source and seed share a process: the model is read and the data are gone through once, and a score's choice
@@ -16,13 +17,14 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ from tools import child
 from tools.quality_page import page
 from tools.quality_rows import COMPENSATIONS, MIXED, NORMS, SOURCES, Found, Row, State, Wanted
 
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "bench-quality.jsonl"
+"""The rows of the page."""
 PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 
@@ -230,7 +235,21 @@ def run_group(group: str, rows: Sequence[Row], state: State) -> None:
 
 def versions() -> dict[str, str]:
     """Of what the figures depend on."""
-    return {"graphprune": graphprune.__version__} | {name: version(name) for name in PACKAGES}
+    return {"graphprune": graphprune.__version__} | {name: version(name) for name in PACKAGES} | revision()
+
+
+@cache
+def revision() -> dict[str, str]:
+    """The commit that this runs from, with a "+" where code was changed since; nothing outside a checkout."""
+    head, changed = _git("rev-parse", "--short=7", "HEAD"), _git("status", "--porcelain", "--", "*.py")
+    return {"revision": head + "+" * bool(changed)} if head else {}
+
+
+def _git(*words: str) -> str:
+    with suppress(OSError):
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def run(rows: Sequence[Row], state: State, arguments: Sequence[str], limit: float) -> None:
@@ -254,7 +273,7 @@ def _missing(group: str, rows: Sequence[Row], state: State) -> list[Row]:
 def main() -> None:
     """Run what is missing; write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--state", type=Path, required=True, help="file of finished rows")
+    parser.add_argument("--state", type=Path, default=PAGE, help="file of finished rows")
     axes: dict[str, Iterable[str]] = {"subjects": SUBJECTS, "scores": SCORES}
     axes |= {"compensations": COMPENSATIONS, "sources": (*SOURCES, *MIXED), "norms": NORMS}
     for name, choices in axes.items():

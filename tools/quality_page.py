@@ -18,7 +18,7 @@ def page(found: Mapping[Row, Found], note: str = "") -> str:
     return _INTRO.format(
         note=f" {note}" if note else "",
         seeds=", ".join(map(str, seeds)),
-        versions=", ".join(f"{name} {number}" for name, number in used.items()),
+        versions=", ".join(f"{name} {number}" for name, number in used.items() if name != "revision"),
         subjects="\n".join(parts),
     )
 
@@ -46,7 +46,7 @@ def _head(subject: Subject) -> Iterator[str]:
     first, *others = subject.metrics
     columns = ["score", "compensation", "batch norms", "data"]
     columns += [f"{first.name}, {budget}" for budget in subject.budgets]
-    columns += [f"{metric.name}, {_middle(subject)}" for metric in others] + ["seconds", "GB"]
+    columns += [f"{metric.name}, {_middle(subject)}" for metric in others] + ["seconds", "GB", "revision"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
 
@@ -58,6 +58,7 @@ def _line(way: tuple[str, ...], cells: Mapping[str, list[Found]], subject: Subje
     parts += [_cell(cells.get(budget, []), first) for budget in subject.budgets]
     parts += [_cell(cells.get(_middle(subject), []), metric) for metric in others]
     parts += [f"{mean(line['seconds'] for line in every):.1f}", f"{max(line['peak'] for line in every) / 1e9:.2f}"]
+    parts += [", ".join(sorted({line.get("versions", {}).get("revision", "older") for line in every}))]
     return f"| {' | '.join(parts)} |"
 
 
@@ -108,9 +109,11 @@ every source of data. Written by
 
 <!-- not run: it takes hours -->
 ```sh
-python -m tools.bench_quality --state STATE
-python -m tools.bench_quality --state STATE --write docs/bench-quality.md
+python -m tools.bench_quality
+python -m tools.bench_quality --write docs/bench-quality.md
 ```
+
+from [every row that was measured](bench-quality.jsonl): what is there already is not run again.
 
 - *score*: which positions go. *compensation*: what is done with what stays: nothing; the mean of what went is added to
   biases; least squares on the data; or least squares layer after layer, on what the layers before leave (sequential).
@@ -123,6 +126,7 @@ python -m tools.bench_quality --state STATE --write docs/bench-quality.md
   several. Held-out data are the same in all rows. *agreement* is the share of equal answers of the dense model.
 - *seconds* of the processor and *GB* are for a cut on one thread, from the file to the file, reading and calibrating
   included, scoring on held-out data not: the mean over the row's seeds and budgets, and the largest peak of memory.
+- *revision*: the commits that made the row; *older* rows are as an earlier page showed them.
 
 With {versions}.{note}
 
