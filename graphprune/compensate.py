@@ -13,7 +13,7 @@ one: its running mean). The bias alone is FLAP's compensation (arXiv 2312.11983)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -57,14 +57,16 @@ def compensate(
     moments: Mapping[Site, Moments],
     damping: float = DAMPING,
     how: How = "least-squares",
-) -> Changed:
-    """What becomes of the weights and biases of consumers that lose positions, at full size."""
-    changed = Changed({}, {})
-    for consumer in losing(analysis, chosen):
-        found = refit(analysis, consumer, take(consumer.dim, chosen), moments, damping, how)
-        changed.values.update(found.values)
-        changed.add.update(found.add)
-    return changed
+) -> list[Changed]:
+    """What becomes of the weights and biases of consumers that lose positions, at full size; a part for each."""
+    parts = (refit(analysis, c, take(c.dim, chosen), moments, damping, how) for c in losing(analysis, chosen))
+    return [part for part in parts if part.values or part.add]
+
+
+def together(parts: Sequence[Changed]) -> Changed:
+    """All of ``parts`` as one."""
+    values, add = ({name: value for part in parts for name, value in part[i].items()} for i in range(2))
+    return Changed(values, add)
 
 
 def losing(analysis: Analysis, chosen: Chosen) -> list[Consumer]:

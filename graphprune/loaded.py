@@ -14,7 +14,7 @@ import numpy.typing as npt
 from graphprune import formats
 from graphprune.analysis import Analysis, analyse
 from graphprune.budget import Request, allocate, candidates, pairs
-from graphprune.compensate import Changed, How, best_damping, compensate
+from graphprune.compensate import Changed, How, best_damping, compensate, together
 from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
@@ -23,7 +23,9 @@ from graphprune.data.moments import measured, thin
 from graphprune.dims import Chosen, Dim, Positions, atoms, counts
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
+from graphprune.formats import THREADS
 from graphprune.graph import Array
+from graphprune.helpful import HELD, LOOKED_AT, SLACK, helpful
 from graphprune.latency import LatencyModel, Profile
 from graphprune.memo import Memo
 from graphprune.plan import Plan, fingerprint, make_plan
@@ -35,7 +37,7 @@ from graphprune.sequential import in_order
 from graphprune.smallest import Curve, Goal
 from graphprune.stats import Batches, Moments
 from graphprune.trace import TRACE, Trace
-from graphprune.tried import LOOKS, Tried
+from graphprune.tried import LOOKS, Tried, distance
 from graphprune.verify import Check, Proof, moved, require, structure
 
 VERIFY = ("full", "structure", "none")
@@ -164,7 +166,8 @@ class Loaded:
         ``damping`` is chosen by the error on data that were not fitted, unless given. With ``how`` "bias" only biases
         change, and layers of an ONNX file that have none get one. "sequential" goes over the layers once more, in
         order, and fits each on ``batches`` to what the dense model makes of them (see `graphprune.sequential`); "best"
-        does so where there are batches and the model can be walked through.
+        does so where there are batches and the model can be walked through. Where there are batches, what makes outputs
+        on them worse than no compensation is left out (see `graphprune.helpful`).
         """
         chosen = plan.chosen(self.analysis)
         if how == "sequential" and not batches:
@@ -175,11 +178,21 @@ class Loaded:
         if damping is None and how != "bias":
             damping = best_damping(self.analysis, chosen, moments)
         done: How = "bias" if how == "bias" else "least-squares"
-        changed, notes = compensate(self.analysis, chosen, moments, damping or 0.0, done), []
-        if batches and changed.values and how in ("best", "sequential"):
+        notes: list[str] = []
+        parts = compensate(self.analysis, chosen, moments, damping or 0.0, done)
+        lost = self._lost(plan, batches) if batches and parts and not self.model.large else None
+        changed, left_out = helpful(parts, lost) if lost else (together(parts), 0)
+        if left_out:
+            notes.append(f"{left_out} of {len(parts)} layers were not made up for at once: outputs moved more")
+        if batches and parts and how in ("best", "sequential"):
             try:
-                values = self._in_order(chosen, changed, batches, progress or (lambda done: None))
-                changed, done = changed._replace(values=values), "sequential"
+                further = Changed(
+                    self._in_order(chosen, changed, batches, progress or (lambda done: None)), changed.add
+                )
+                if lost is None or lost(further) <= SLACK * lost(changed):
+                    changed, done = further, "sequential"
+                else:
+                    notes.append("weights were not fitted layer after layer: outputs moved more")
             except UsageError as error:
                 if how == "sequential":
                     raise
@@ -193,6 +206,25 @@ class Loaded:
         model = self.format.replaced(self.model, changed.values, changed.add)
         notes = [*self.notes, *([_DONE[done]] if changed.values or changed.add else []), *notes]
         return replace(self, model=model, analysis=analyse(model.graph), origin=self.model, notes=tuple(notes))
+
+    def _lost(self, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Callable[[Changed], float]:
+        """How far outputs on some of ``batches`` move when weights change and what ``plan`` cuts goes."""
+        run, dense = self.format.run(self.model, threads=THREADS), list[dict[str, Array]]()
+        for batch in batches[:: -(-len(batches) // LOOKED_AT)]:
+            dense.append(run(batch))
+            if sum(value.nbytes for outputs in dense for value in outputs.values()) > HELD:
+                break
+        some = batches[:: -(-len(batches) // LOOKED_AT)][: len(dense)]
+
+        def lost(changed: Changed) -> float:
+            model = self.format.replaced(self.model, changed.values, changed.add)
+            analysis = analyse(model.graph)
+            chosen = plan.chosen(analysis)
+            run = self.format.run(self.format.apply(model, analysis, chosen), threads=THREADS)
+            found = distance(analysis.graph, dense, [run(analysis.fit(batch, chosen)) for batch in some])
+            return found if np.isfinite(found) else float("inf")
+
+        return lost
 
     def _in_order(
         self, chosen: Chosen, changed: Changed, batches: Sequence[Mapping[str, Any]], progress: Callable[[float], None]

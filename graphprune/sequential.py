@@ -10,8 +10,10 @@ to
 W₀ are the weights of one-shot compensation, or the model's own where that changed none, δ is as there, y is what the
 dense model computes, and r what both models add to it (a residual): what went wrong in r' before is made good as far as
 x' can tell. For each consumer the damping is the one with the least error on the half of the data that was not fitted;
-where W₀ itself does better, it stays. Layer after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's
-outputs as targets are the asymmetric calibration of GPTAQ (arXiv 2504.02692).
+where W₀ itself does better, it stays. Rows of a residual stream, but for convolutions, count for one over their squared
+size: what reads the stream divides by it, and a few massive rows (arXiv 2402.17762) would decide for all others. Layer
+after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's outputs as targets are the asymmetric
+calibration of GPTAQ (arXiv 2504.02692).
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from graphprune.signature import Layout
 Floats = npt.NDArray[np.float64]
 ROOM = 1 << 31
 """Bytes of activations that may be held; batches that do not fit are left behind."""
+_LEAST = 1e-6
+"""Sizes of rows count as at least this, next to their mean."""
 _FLAT = 1e-3
 """A batch norm scales by at least this, next to its other channels, where residuals are looked at through it."""
 
@@ -67,9 +71,12 @@ class Walk(Protocol):
 
 @dataclass(frozen=True)
 class Sums:
-    """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and tᵀ t added up."""
+    """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and tᵀ t added up.
 
-    count: int
+    Rows may count more or less than one.
+    """
+
+    count: float
     x: Floats
     t: Floats
     xx: Floats
@@ -77,10 +84,11 @@ class Sums:
     tt: float
 
     @staticmethod
-    def of(x: Array, t: Array) -> Sums:
-        """Of the rows of two matrices."""
-        first, second, third, fourth = (part.astype(np.float64) for part in (x.sum(0), t.sum(0), x.T @ x, t.T @ x))
-        return Sums(len(x), first, second, third, fourth, float(np.vdot(t, t)))
+    def of(x: Array, t: Array, counts: Array) -> Sums:
+        """Of the rows of two matrices, each counted as often as ``counts`` [rows, 1] says."""
+        cx, ct = counts * x, counts * t
+        first, second, third, fourth = (part.astype(np.float64) for part in (cx.sum(0), ct.sum(0), cx.T @ x, ct.T @ x))
+        return Sums(float(counts.sum(dtype=np.float64)), first, second, third, fourth, float(np.vdot(ct, t)))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -234,12 +242,22 @@ def _halves(fit: _Fit, dense: Walk, cut: Walk) -> list[Sums]:
     along = Site(fit.residual, fit.made.axis) if fit.residual and cut.holds(fit.residual) else None
     for batch in range(cut.batches):
         target = dense.rows(batch, fit.made)
+        counts = np.ones((len(target), 1), target.dtype)
+        if along is not None and not fit.node.op.startswith("conv"):
+            counts = _alike(target + dense.rows(batch, along))
         if along is not None:
             apart = dense.rows(batch, along) - cut.rows(batch, along)
             target = target + (apart if fit.scale is None else apart * _inverse(fit.scale).astype(apart.dtype))
-        more = Sums.of(cut.rows(batch, site)[:, fit.kept], target[:, fit.live])
+        more = Sums.of(cut.rows(batch, site)[:, fit.kept], target[:, fit.live], counts)
         sums[batch % 2] = sums[batch % 2] + more if batch % 2 in sums else more
     return [sums[half] for half in sorted(sums)]
+
+
+def _alike(rows: Array) -> Array:
+    """How much each row counts [rows, 1], so that all weigh the same; 1 in the mean."""
+    sizes = np.square(rows).sum(1, keepdims=True)
+    counts = 1 / np.maximum(sizes, _LEAST * max(float(sizes.mean()), _LEAST))
+    return np.asarray(counts / counts.mean(), rows.dtype)
 
 
 def _inverse(scale: Floats) -> Floats:

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune import Request
-from graphprune.compensate import DAMPING, DAMPINGS, GUESSED, REMEMBERED, How, best_damping, bias_of, compensate, solve
+from graphprune.compensate import (
+    DAMPING,
+    DAMPINGS,
+    GUESSED,
+    REMEMBERED,
+    How,
+    best_damping,
+    bias_of,
+    compensate,
+    solve,
+    together,
+)
 from graphprune.consumers import Consumer, consumers
 from graphprune.errors import UsageError
 from graphprune.formats.torch.loss import TEMPERATURE
@@ -97,7 +108,7 @@ def test_a_constant_position_goes_into_the_bias() -> None:
         loaded = graphprune.load(mlp(hidden, bias).model())
         moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x}])
         (atom,) = loaded.analysis.prunable
-        values, add = compensate(loaded.analysis, {atom.dim: np.array([0, 1, 2, 4, 5])}, moments, 0.0)
+        values, add = together(compensate(loaded.analysis, {atom.dim: np.array([0, 1, 2, 4, 5])}, moments, 0.0))
         model = loaded.format.replaced(loaded.model, values, add)
         pruned = loaded.format.apply(model, loaded.analysis, {atom.dim: np.array([0, 1, 2, 4, 5])})
         error = np.abs(outputs(Loaded(loaded.format, pruned, loaded.analysis), x) - outputs(loaded, x)).max()
@@ -425,7 +436,7 @@ def test_the_mean_of_a_batch_norm_is_a_bias() -> None:
         assert found.sign == -1
         moments = loaded.measure([{loaded.analysis.graph.inputs[0]: x.numpy()}])
         chosen = {consumer.channels: np.array([0, 1, 2, 4, 5])}
-        changed = compensate(loaded.analysis, chosen, moments, 0.0, how)
+        changed = together(compensate(loaded.analysis, chosen, moments, 0.0, how))
         assert not changed.add
         model = loaded.format.replaced(loaded.model, *changed)
         pruned = Loaded(loaded.format, loaded.format.apply(model, loaded.analysis, chosen), loaded.analysis)

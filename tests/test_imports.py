@@ -20,9 +20,9 @@ ROOT = Path(graphprune.__file__).parent
 ORDER = (
     "errors", "memory", "memo", "graph", "classes", "integers", "dims", "signature", "rules", "values", "nesting",
     "analysis", "consumers", "stats", "propagate", "compensate", "sequential", "scores", "liveness", "cost",
-    "allocate", "budget", "places", "plan", "latency", "formats", "data", "verify", "tried", "trace", "explain",
-    "pictures", "sensitivity", "report", "smallest", "pareto", "loaded", "profile", "pipeline", "iterate", "survey",
-    "catalogue", "terminal", "options", "cli", "__init__", "__main__",
+    "allocate", "budget", "places", "plan", "latency", "formats", "data", "verify", "tried", "helpful", "trace",
+    "explain", "pictures", "sensitivity", "report", "smallest", "pareto", "loaded", "profile", "pipeline",
+    "iterate", "survey", "catalogue", "terminal", "options", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Data flows from the left to the right; a module imports what is left of it (its own package counts as one)."""
 OUTSIDE = ("onnx", "onnx_graphsurgeon", "onnxruntime", "torch")

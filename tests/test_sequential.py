@@ -16,8 +16,9 @@ import graphprune
 from graphprune.errors import UsageError
 from graphprune.loaded import Loaded
 from graphprune.plan import Plan, make_plan
-from graphprune.sequential import zeroed
+from graphprune.sequential import Sums, _alike, zeroed
 from models import digits
+from tests.build import Net
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -195,3 +196,48 @@ def test_same_seed_same_model() -> None:
     made = [graphprune.prune(digits.PATH, macs=0.4, calib=held, compensate="sequential", timing=False) for _ in "ab"]
     assert made[0].model.SerializeToString() == made[1].model.SerializeToString()
     assert any("layer after layer" in note for note in made[0].report.notes)
+
+
+def test_rows_weigh_the_same() -> None:
+    """Sums of rows that count are those of rows that are there so often; counts go with one over the squared size."""
+    rng = np.random.default_rng(0)
+    x, t, times = rng.standard_normal((6, 3)), rng.standard_normal((6, 2)), np.array([1, 2, 0, 3, 1, 1])
+    found, expected = (
+        Sums.of(x, t, times[:, None].astype(float)), Sums.of(x.repeat(times, 0), t.repeat(times, 0), np.ones((8, 1)))
+    )  # fmt: skip
+    for one, other in zip(found.__dict__.values(), expected.__dict__.values(), strict=True):
+        np.testing.assert_allclose(one, other)
+    rows = rng.standard_normal((5, 4)) * [[1], [10], [1000], [1], [0]]
+    counts = _alike(rows)[:, 0]
+    assert counts.mean() == pytest.approx(1)
+    assert counts[0] / counts[1] == pytest.approx(np.square(rows[1]).sum() / np.square(rows[0]).sum(), rel=1e-3)
+    assert counts[4] == counts.max()
+    assert np.isfinite(_alike(np.zeros((2, 3)))).all()
+
+
+def test_a_few_massive_rows_do_not_decide() -> None:
+    """norm(x + W2 relu(W1 x + b)), one row in 32 a thousand times as large: all others come nearer for it."""
+    rng = np.random.default_rng(1)
+    net = Net()
+    x = net.input("rows", 8)
+    made = net.op("Gemm", x, *(net.const(rng.standard_normal(s), np.float32) for s in ((8, 24), (24,))))
+    weights = (net.const(rng.standard_normal(s), np.float32) for s in ((24, 8), (8,)))
+    added = net.op("Add", x, net.op("Gemm", net.op("Relu", made), *weights))
+    ones, zeros = net.const(np.ones(8), np.float32), net.const(np.zeros(8), np.float32)
+    net.output(net.op("LayerNormalization", added, ones, zeros))
+    loaded = graphprune.load(net.model())
+    (name,) = loaded.analysis.graph.inputs
+    held = [{name: (rng.standard_normal((64, 8)) * np.where(np.arange(64) % 32, 1, 1000)[:, None]).astype(np.float32)}
+            for _ in range(6)]  # fmt: skip
+    (atom,) = [atom for atom in loaded.analysis.prunable if atom.size == 24]
+    plan = make_plan(loaded.analysis, {atom.dim: np.arange(16)}, "", {})
+
+    def error(how: Any) -> float:
+        """On the rows of usual size."""
+        made = loaded.compensated(plan, loaded.measure(held), 1e-3, how, held)
+        small = made.apply(plan, verify="none", timing=False)
+        runs = loaded.format.run(loaded.model), small.loaded.format.run(small.pruned)
+        before, after = (next(iter(run(held[0]).values())) for run in runs)
+        return float(np.square(before - after)[np.arange(64) % 32 > 0].mean())
+
+    assert error("sequential") < 0.7 * error("least-squares")
