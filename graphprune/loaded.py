@@ -180,6 +180,7 @@ class Loaded:
         done: How = "bias" if how == "bias" else "least-squares"
         notes: list[str] = []
         parts = compensate(self.analysis, chosen, moments, damping or 0.0, done)
+        _require_finite(together(parts))
         lost = self._lost(plan, batches) if batches and parts and not self.model.large else None
         changed, left_out = helpful(parts, lost) if lost else (together(parts), 0)
         if left_out:
@@ -197,12 +198,7 @@ class Loaded:
                 if how == "sequential":
                     raise
                 notes.append(f"weights were not fitted layer after layer: {error.what}")
-        for name, value in {**changed.values, **changed.add}.items():
-            if not np.isfinite(value.astype(np.float64)).all():
-                raise UsageError(
-                    f"what the weight {name!r} becomes to make up for the cut does not fit into {value.dtype}",
-                    hint="give more calibration data, more --damping, or --no-compensate",
-                )
+        _require_finite(changed)
         model = self.format.replaced(self.model, changed.values, changed.add)
         notes = [*self.notes, *([_DONE[done]] if changed.values or changed.add else []), *notes]
         return replace(self, model=model, analysis=analyse(model.graph), origin=self.model, notes=tuple(notes))
@@ -511,6 +507,16 @@ def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: 
     if timing:
         feeds = proof.trials[0][1]
         report.latency = timed([(proof.runner, feeds), (after, proof.analysis.fit(feeds, chosen))])
+
+
+def _require_finite(changed: Changed) -> None:
+    """UsageError where a weight became what its type does not hold."""
+    for name, value in {**changed.values, **changed.add}.items():
+        if not np.isfinite(value.astype(np.float64)).all():
+            raise UsageError(
+                f"what the weight {name!r} becomes to make up for the cut does not fit into {value.dtype}",
+                hint="give more calibration data, more --damping, or --no-compensate",
+            )
 
 
 def _asked(request: Request, seed: int) -> dict[str, Any]:

@@ -678,7 +678,7 @@ def test_float16_overflow_in_moments() -> None:
 def test_weights_that_are_not_finite_are_never_written(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What compensation makes is looked at before it becomes a model."""
     spoil = Changed({"block1.conv2.weight": np.full((24, 32, 3, 3), np.nan, np.float32)}, {})
-    monkeypatch.setattr("graphprune.loaded.compensate", lambda *args: spoil)
+    monkeypatch.setattr("graphprune.loaded.compensate", lambda *args: [spoil])
     with untouched(given.parent):
         said = prune(given, *HALF, "--calib", "noise", "--samples", "8")
         said.refused(USAGE, "'block1.conv2.weight'", "does not fit into float32", "--no-compensate")
