@@ -206,11 +206,12 @@ class Loaded:
     def _lost(self, plan: Plan, batches: Sequence[Mapping[str, Any]]) -> Callable[[Changed], float]:
         """How far outputs on some of ``batches`` move when weights change and what ``plan`` cuts goes."""
         run, dense = self.format.run(self.model, threads=THREADS), list[dict[str, Array]]()
-        for batch in batches[:: -(-len(batches) // LOOKED_AT)]:
+        some = batches[:: -(-len(batches) // LOOKED_AT)]
+        for batch in some:
             dense.append(run(batch))
             if sum(value.nbytes for outputs in dense for value in outputs.values()) > HELD:
                 break
-        some = batches[:: -(-len(batches) // LOOKED_AT)][: len(dense)]
+        some = some[: len(dense)]
 
         def lost(changed: Changed) -> float:
             model = self.format.replaced(self.model, changed.values, changed.add)
