@@ -27,7 +27,7 @@ check: .venv/dev.stamp  ## lint, formatting and types
 	$(BIN)/mypy
 
 test: check  ## the checks, then the tests
-	$(BIN)/pytest -x -q
+	$(BIN)/pytest -x -q --numprocesses 2 --dist loadfile
 
 format: .venv/dev.stamp  ## rewrite the code as the checks want it
 	$(BIN)/ruff format .

@@ -29,7 +29,7 @@ LOOKS = 4
 """Batches that outputs are looked at on."""
 HELD = 1 << 29
 """Bytes of solutions that are kept."""
-_ROWS = 256
+_ROWS = 32
 _TINY = 1e-30
 
 Outputs = dict[str, Array]
