@@ -228,6 +228,36 @@ def test_the_metric_is_half_the_fisher() -> None:
     np.testing.assert_allclose(_metrics(task, [last])[last.weight], shrunk / 4 / 2, rtol=0.1, atol=2)
 
 
+def test_pictures_of_one_colour_score_like_single_pixels() -> None:
+    """What the loss is does not change where each pixel is there many times, and neither does what goes."""
+    net = Net()
+    x = net.op("Relu", net.op("Conv", net.input("n", 3, "h", "h"), net.weight(8, 3, 1, 1)))
+    x = net.op("GlobalAveragePool", net.op("Relu", net.op("Conv", x, net.weight(6, 8, 1, 1))))
+    net.output(net.op("Gemm", net.op("Flatten", x), net.weight(6, 4)))
+    loaded = graphprune.load(net.model())
+    colours = data(64, 3)[:, :, None, None]
+    found = []
+    for size in (1, 5):
+        pictures = np.broadcast_to(colours, (64, 3, size, size)).copy()
+        batches = [{loaded.analysis.graph.inputs[0]: part} for part in np.split(pictures, 4)]
+        scores = loaded.scores(Request(keep=0.5), "obs", moments=loaded.measure(batches), batches=batches)
+        found.append(np.concatenate(list(scores.values())))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_what_goes_is_judged_on_data_that_were_not_fitted() -> None:
+    """Units that know nothing of each other make up for none, however well they seem to on fewer rows than units."""
+    rng = np.random.default_rng(0)
+    loaded = graphprune.load(mlp(np.eye(64)).model())
+    rows = [rng.standard_normal((n, 64)).astype(np.float32) for n in (20, 20, 5000)]
+    batches = [{loaded.analysis.graph.inputs[0]: part} for part in rows]
+    (atom,) = loaded.analysis.prunable
+    few = loaded.scores(Request(keep=0.5), "obs", moments=loaded.measure(batches[:2]))[atom.dim]
+    kept = np.sort(np.argsort(few)[32:])
+    true = least_error(loaded, rows[2], tuple(kept.tolist()))
+    assert 0.7 * true < np.sort(few)[:32].sum() < 3 * true
+
+
 def test_halves_of_the_data() -> None:
     """Every other batch, and those between; none where there is one batch; those of a weight read twice are added."""
     loaded = graphprune.load(digits.PATH)

@@ -6,21 +6,26 @@ A consumer computes W x, H = E[x xᵀ]. Removing the positions g and solving for
 
 and leaves W - W_g ((H⁻¹)_gg)⁻¹ (H⁻¹)_g: and a smaller H⁻¹, on which the next removal is judged (Hassibi & Stork, 1992;
 for structures "ZipLM", arXiv 2302.04089). The order of removal is the ranking, and what was lost by then the score.
+Where data are few, the others seem to make up for anything: the score is scaled to what is lost, some way into the
+removal, on the half of the data that is not fitted.
 
 G says what an error of the output costs: the second moment of the gradient of the loss there, half of it as it is and
 half of it brought to its mean eigenvalue (few gradients were seen in some directions). With labels drawn from the model
-itself this is its Fisher information, and a score is the expected rise of the loss, the same everywhere. Without
-gradients G is what makes the output of a consumer count as one, and errors of different Dims are compared by how far
-the model's own outputs move when the half of a Dim that goes first is zeroed.
+itself this is its Fisher information, and a score is the expected rise of the loss, the same everywhere. An error that
+is the same all over a picture meets the sum of the gradients there, not each of them alone: as far as outputs of a
+convolution are alike inside of pictures, G is the second moment of that sum. Without gradients G is what makes the
+output of a consumer count as one, and errors of different Dims are compared by how far the model's own outputs move
+when the half of a Dim that goes first is zeroed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from graphprune.analysis import Atom
+from graphprune.compensate import solve
 from graphprune.consumers import Consumer, Site, by_atom, consumers
 from graphprune.dims import Dim, numbers, take
 from graphprune.errors import UsageError
@@ -37,6 +42,10 @@ _ROWS = 8192
 _WIDEST = 2048
 """Outputs up to which the metric is a matrix; of more, its mean eigenvalue."""
 _SHRINK = 0.5
+_LOOKS = (1 / 8, 3 / 8, 3 / 4)
+"""Shares of a Dim that are gone where losses are looked at on other data."""
+_DAMPINGS = (1e-2, 1e-1)
+"""What is tried there; the better one counts."""
 Metrics = Mapping[str, Floats]
 """By weight: the metric of the outputs that it makes, [m, m], or one number where that is all that is known."""
 
@@ -87,8 +96,7 @@ def _metrics(task: Task, found: Iterable[Consumer]) -> Metrics:
         for signals in task.signals(names) if names else ():
             for name, consumer in wanted.items():
                 width = _width(task, consumer)
-                rows = [_rows(signals[node.outputs[0]][1], node, width) for node in consumer.nodes]
-                sums[name] = sums[name] + sum(map(_second, rows))
+                sums[name] = sums[name] + sum(_metric(*signals[n.outputs[0]], n, width) for n in consumer.nodes)
             batches += 1
             seen += min(gradient.size // gradient.shape[-1] for _, gradient in signals.values())
             task.progress(min(1.0, seen / _ROWS) / 2)
@@ -107,11 +115,24 @@ def _width(task: Task, consumer: Consumer) -> int:
     return next((size for axis, size in enumerate(shape) if axis not in consumer.axes), 1)
 
 
-def _rows(gradient: Array, node: Node, width: int) -> Array:
-    """Gradients as rows of one output vector each; of unknown layout, [rest, 1]."""
+def _metric(value: Array, gradient: Array, node: Node, width: int) -> Floats:
+    """Sum over a batch of what errors of ``value`` cost, [width, width]; of unknown layout, [1, 1]."""
     axis = 1 if node.op.startswith("conv") else gradient.ndim - 1
-    plain = gradient.shape[axis] == width <= _WIDEST
-    return np.moveaxis(gradient, axis, -1).reshape(-1, width) if plain else gradient.reshape(-1, 1) / np.sqrt(width)
+    if not gradient.shape[axis] == width <= _WIDEST:
+        return _second(gradient.reshape(-1, 1) / np.sqrt(width))
+    apart = _second(np.moveaxis(gradient, axis, -1).reshape(-1, width))
+    if not node.op.startswith("conv"):
+        return apart
+    share, places = _alike(value), tuple(range(2, gradient.ndim))
+    return (1 - share) * apart + share * _second(gradient.sum(places))
+
+
+def _alike(value: Array) -> float:
+    """The share of the variance of channels [n, channels, ...] that is between pictures, not inside of them."""
+    flat = value.reshape(*value.shape[:2], -1).astype(np.float64)
+    flat = flat - flat.mean((0, 2), keepdims=True)
+    whole = float(np.square(flat).mean(2).sum())
+    return float(np.square(flat.mean(2)).sum()) / whole if whole > 0 else 1.0
 
 
 def _second(rows: Array) -> Floats:
@@ -142,7 +163,7 @@ class _Side:
     """One consumer of an atom, while positions are removed from it.
 
     ``root`` [r, n] times its transpose from the left is WᵀGW, ``inverse`` [n, n] is H⁻¹; what was removed is zero in
-    both. ``columns`` are those of each position.
+    both, and not in ``whole``. ``columns`` are those of each position.
     """
 
     def __init__(
@@ -155,6 +176,7 @@ class _Side:
         metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
         taps = len(weight) // len(metric) if len(metric) > 1 else 1
         self.root = _root(weight, np.asarray(np.kron(metric, np.eye(taps)), np.float64))
+        self.whole, self.halves = self.root.copy(), seen.halves
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
@@ -176,6 +198,19 @@ class _Side:
         roots = self.root[:, at].transpose(1, 2, 0)
         blocks = self.inverse[at[:, :, None], at[:, None, :]]
         return np.asarray(np.trace(np.linalg.solve(blocks, roots @ roots.swapaxes(1, 2)), axis1=1, axis2=2), np.float64)
+
+    def unseen(self, going: Sequence[int]) -> float:
+        """What is lost on the half of the data that is not fitted without the positions ``going``."""
+        assert self.halves is not None, "_missed has seen to it"
+        fitted, other = (half.raw for half in self.halves)
+        gone = np.concatenate([self.columns[position] for position in going])
+        kept = np.setdiff1d(np.arange(len(fitted)), gone)
+        errors = []
+        for damping in _DAMPINGS:
+            lost = self.whole.copy()
+            lost[:, kept] -= solve(self.whole, fitted, kept, damping)
+            errors.append(float(np.einsum("ij,ij->", lost @ other, lost)))
+        return min(errors)
 
     def remove(self, positions: list[int]) -> None:
         """Take the positions away and let the others make up for them."""
@@ -213,7 +248,19 @@ def _removed(atom: Atom, sides: list[_Side]) -> Floats:
             side.remove([left[i] for i in going])
         gone = set(going.tolist())
         left = [p for i, p in enumerate(left) if i not in gone]
+    losses = np.maximum.accumulate(lost)
     scores = np.empty(atom.size)
-    scores[order] = np.maximum.accumulate(lost)
-    scores[left] = 2 * max(lost, default=0.0) or 1.0
+    scores[order] = np.maximum.accumulate(losses * _missed(sides, order, losses))
+    scores[left] = 2 * max(scores[order], default=0.0) or 1.0
     return scores
+
+
+def _missed(sides: Sequence[_Side], order: Sequence[int], losses: Floats) -> Floats:
+    """By how much to scale ``losses``, one for each of ``order``, to have those on data that were not fitted."""
+    counts = sorted({round(share * len(order)) for share in _LOOKS} - {0})
+    if not counts or any(side.halves is None for side in sides):
+        return np.ones(len(order))
+    sums = np.cumsum(losses)[np.array(counts) - 1]
+    held = np.array([sum(side.unseen(order[:count]) for side in sides) for count in counts])
+    ratios = np.divide(held, sums, out=np.ones(len(counts)), where=sums > 0)
+    return np.asarray(np.interp(np.arange(1, len(order) + 1), counts, ratios), np.float64)
