@@ -108,12 +108,14 @@ def _held_out(
     fitted, other = (half.covariance if biased else half.raw for half in halves)
     weight = consumer.matrix(analysis.read(consumer.weight))
     whole = _size(weight, other) or 1.0
-    errors = []
-    for damping in DAMPINGS:
-        lost = weight.copy()
-        lost[:, kept] -= solve(weight, fitted, kept, damping)
-        errors.append(_size(lost, other) / whole)
-    return np.array(errors)
+    return np.array([unseen(weight, fitted, other, kept, damping) / whole for damping in DAMPINGS])
+
+
+def unseen(weight: Floats, fitted: Floats, other: Floats, kept: npt.NDArray[np.int64], damping: float) -> float:
+    """What W [m, n] loses on data of the second moment ``other`` when ``kept`` stay, solved for those of ``fitted``."""
+    lost = weight.copy()
+    lost[:, kept] -= solve(weight, fitted, kept, damping)
+    return _size(lost, other)
 
 
 def _size(weight: Floats, second: Floats) -> float:

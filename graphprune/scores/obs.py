@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from graphprune.analysis import Atom
-from graphprune.compensate import solve
+from graphprune.compensate import unseen
 from graphprune.consumers import Consumer, Site, by_atom, consumers
 from graphprune.dims import Dim, numbers, take
 from graphprune.errors import UsageError
@@ -176,7 +176,7 @@ class _Side:
         metric = metrics.get(consumer.weight, np.eye(1) / size if size > 0 else np.zeros((1, 1)))
         taps = len(weight) // len(metric) if len(metric) > 1 else 1
         self.root = _root(weight, np.asarray(np.kron(metric, np.eye(taps)), np.float64))
-        self.whole, self.halves = self.root.copy(), seen.halves
+        self.whole, self.seen = self.root.copy(), seen
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
@@ -201,16 +201,11 @@ class _Side:
 
     def unseen(self, going: Sequence[int]) -> float:
         """What is lost on the half of the data that is not fitted without the positions ``going``."""
-        assert self.halves is not None, "_missed has seen to it"
-        fitted, other = (half.raw for half in self.halves)
+        assert self.seen.halves is not None, "_missed has seen to it"
+        fitted, other = (half.raw for half in self.seen.halves)
         gone = np.concatenate([self.columns[position] for position in going])
         kept = np.setdiff1d(np.arange(len(fitted)), gone)
-        errors = []
-        for damping in _DAMPINGS:
-            lost = self.whole.copy()
-            lost[:, kept] -= solve(self.whole, fitted, kept, damping)
-            errors.append(float(np.einsum("ij,ij->", lost @ other, lost)))
-        return min(errors)
+        return min(unseen(self.whole, fitted, other, kept, damping) for damping in _DAMPINGS)
 
     def remove(self, positions: list[int]) -> None:
         """Take the positions away and let the others make up for them."""
@@ -258,7 +253,7 @@ def _removed(atom: Atom, sides: list[_Side]) -> Floats:
 def _missed(sides: Sequence[_Side], order: Sequence[int], losses: Floats) -> Floats:
     """By how much to scale ``losses``, one for each of ``order``, to have those on data that were not fitted."""
     counts = sorted({round(share * len(order)) for share in _LOOKS} - {0})
-    if not counts or any(side.halves is None for side in sides):
+    if not counts or any(side.seen.half is None for side in sides):
         return np.ones(len(order))
     sums = np.cumsum(losses)[np.array(counts) - 1]
     held = np.array([sum(side.unseen(order[:count]) for side in sides) for count in counts])
