@@ -9,18 +9,18 @@ to
 
 W₀ are the weights of one-shot compensation, or the model's own where that changed none, δ is as there, y is what the
 dense model computes, and r what both models add to it (a residual): what went wrong in r' before is made good as far as
-x' can tell. For each consumer the damping is the one with the least error on the half of the data that was not fitted;
-where W₀ itself does better, it stays. Rows of a residual stream, but for convolutions, count for one over their squared
-size: what reads the stream divides by it, and a few massive rows (arXiv 2402.17762) would decide for all others. Layer
-after layer is the order of SparseGPT (arXiv 2301.00774), the dense model's outputs as targets are the asymmetric
-calibration of GPTAQ (arXiv 2504.02692).
+x' can tell. For each consumer the damping is the one with the least error on the half of the data that was not fitted,
+looked at on some of its outputs; where W₀ itself does better, it stays. Rows of a residual stream, but for
+convolutions, count for one over their squared size: what reads the stream divides by it, and a few massive rows (arXiv
+2402.17762) would decide for all others. Layer after layer is the order of SparseGPT (arXiv 2301.00774), the dense
+model's outputs as targets are the asymmetric calibration of GPTAQ (arXiv 2504.02692).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,8 +34,12 @@ from graphprune.graph import Array, Graph, Node
 from graphprune.signature import Layout
 
 Floats = npt.NDArray[np.float64]
+Seconds = tuple[Floats, Floats, float]
+"""E[x xᵀ], E[t xᵀ] and E[tᵀ t]."""
 ROOM = 1 << 31
 """Bytes of activations that may be held; batches that do not fit are left behind."""
+LOOKED_AT = 128
+"""Outputs of a consumer that the choice of its damping is made on, at least, where it has more."""
 _LEAST = 1e-6
 """Sizes of rows count as at least this, next to their mean."""
 _FLAT = 1e-3
@@ -71,7 +75,7 @@ class Walk(Protocol):
 
 @dataclass(frozen=True)
 class Sums:
-    """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and tᵀ t added up.
+    """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and t² added up.
 
     Rows may count more or less than one.
     """
@@ -81,14 +85,14 @@ class Sums:
     t: Floats
     xx: Floats
     tx: Floats
-    tt: float
+    tt: Floats
 
     @staticmethod
     def of(x: Array, t: Array, counts: Array) -> Sums:
         """Of the rows of two matrices, each counted as often as ``counts`` [rows, 1] says."""
         cx, ct = counts * x, counts * t
-        first, second, third, fourth = (part.astype(np.float64) for part in (cx.sum(0), ct.sum(0), cx.T @ x, ct.T @ x))
-        return Sums(float(counts.sum(dtype=np.float64)), first, second, third, fourth, float(np.vdot(ct, t)))
+        parts = (cx.sum(0), ct.sum(0), cx.T @ x, ct.T @ x, (ct * t).sum(0))
+        return Sums(float(counts.sum(dtype=np.float64)), *(part.astype(np.float64) for part in parts))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(
@@ -100,14 +104,17 @@ class Sums:
             self.tt + other.tt,
         )
 
-    def seconds(self, centred: bool) -> tuple[Floats, Floats, float]:
-        """E[x xᵀ], E[t xᵀ] and E[tᵀ t], of what differs from the mean where ``centred``."""
-        x, t = (part / self.count * centred for part in (self.x, self.t))
-        return (
-            self.xx / self.count - np.outer(x, x),
-            self.tx / self.count - np.outer(t, x),
-            self.tt / self.count - float(t @ t),
-        )
+    def every(self, step: int) -> Sums:
+        """Of every ``step``-th target alone."""
+        return replace(self, t=self.t[::step], tx=self.tx[::step], tt=self.tt[::step])
+
+    def seconds(self, centred: bool) -> Seconds:
+        """Means of products, of what differs from the mean where ``centred``."""
+        xx, tx, tt = self.xx / self.count, self.tx / self.count, float(self.tt.sum()) / self.count
+        if not centred:
+            return xx, tx, tt
+        x, t = self.x / self.count, self.t / self.count
+        return xx - np.outer(x, x), tx - np.outer(t, x), tt - float(t @ t)
 
 
 class _Fit(NamedTuple):
@@ -274,13 +281,16 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
     if stored is None:
         stored = analysis.graph.weights[fit.consumer.weight].load()
     first = fit.consumer.matrix(stored)[np.ix_(fit.live, fit.kept)]
-    errors = np.zeros(len(DAMPINGS) + 1)
-    for fitted, other in (halves, halves[::-1]):
+    centred, step = fit.bias is not None, max(1, len(first) // LOOKED_AT)
+    some, errors = [half.every(step).seconds(centred) for half in halves], np.zeros(len(DAMPINGS) + 1)
+    for fitted, other in (some, some[::-1]):
         for i, damping in enumerate(DAMPINGS):
-            errors[i] += _error(_solved(fit, fitted, first, damping), other, fit.bias is not None)
-        errors[-1] += _error(first, other, fit.bias is not None)
+            errors[i] += _error(_solved(fitted, first[::step], damping), other)
+        errors[-1] += _error(first[::step], other)
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
-    weight = first if best == len(DAMPINGS) else _solved(fit, whole, first, DAMPINGS[best] / 2)  # of twice the data
+    weight = first
+    if best < len(DAMPINGS):
+        weight = _solved(whole.seconds(centred), first, DAMPINGS[best] / 2)  # of twice the data
     changed = np.zeros_like(fit.consumer.matrix(stored))
     changed[np.ix_(fit.live, fit.kept)] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
@@ -294,14 +304,14 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
     return made
 
 
-def _solved(fit: _Fit, sums: Sums, first: Floats, damping: float) -> Floats:
-    inner, cross, _ = sums.seconds(fit.bias is not None)
+def _solved(seconds: Seconds, first: Floats, damping: float) -> Floats:
+    inner, cross, _ = seconds
     ridge = damping * float(np.trace(inner)) / len(inner)
     return divide(cross + ridge * first, inner + ridge * np.eye(len(inner)))
 
 
-def _error(weight: Floats, sums: Sums, centred: bool) -> float:
+def _error(weight: Floats, seconds: Seconds) -> float:
     """E|t - W' x|², relative to E|t|²."""
-    inner, cross, size = sums.seconds(centred)
+    inner, cross, size = seconds
     error = size - 2 * float(np.einsum("ij,ij->", weight, cross)) + float(np.einsum("ij,ij->", weight @ inner, weight))
     return error / size if size > 0 else 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,10 @@ BUDGET = 1 << 30
 
 @dataclass
 class Moments:
-    """Of vectors x of n features: ``count`` seen, ``total`` [n] their sum, ``second`` [n, n] that of x xᵀ, ``absolute``
-    [n] that of |x|. ``half`` are those of every other batch, where there were several: what was seen on one half of
-    the data can be tried on the other.
+    """Of vectors x of n features: ``count`` seen, ``total`` [n] their sum, ``second`` that of x xᵀ, ``absolute`` [n]
+    that of |x|. Of x xᵀ, which is symmetric, the lower triangle is kept, row after row; [n, n] is taken as well.
+    ``half`` are those of every other batch, where there were several: what was seen on one half of the data can be
+    tried on the other.
 
     >>> moments = Moments.of(np.array([[1.0, 0.0], [3.0, 2.0]]))
     >>> moments.mean.tolist(), moments.covariance.tolist()
@@ -41,10 +43,13 @@ class Moments:
     absolute: Floats
     half: Moments | None = None
 
+    def __post_init__(self) -> None:
+        self.second = _lower(self.second)
+
     @staticmethod
     def none(size: int) -> Moments:
         """Moments before any vector of ``size`` features was seen."""
-        return Moments(0, np.zeros(size), np.zeros((size, size)), np.zeros(size))
+        return Moments(0, np.zeros(size), np.zeros(_triangle(size)), np.zeros(size))
 
     @staticmethod
     def of(rows: Array) -> Moments:
@@ -56,7 +61,7 @@ class Moments:
         """Count more vectors in."""
         self.count += count
         self.total = self.total + total
-        self.second = self.second + second
+        self.second += _lower(second)
         self.absolute = self.absolute + absolute
 
     @property
@@ -67,7 +72,7 @@ class Moments:
     @property
     def raw(self) -> Floats:
         """E[x xᵀ], [n, n]."""
-        return self.second / max(1, self.count)
+        return _whole(self.second, len(self.total)) / max(1, self.count)
 
     @property
     def covariance(self) -> Floats:
@@ -82,6 +87,29 @@ class Moments:
         count, total, second, absolute = self.half.count, self.half.total, self.half.second, self.half.absolute
         rest = self.count - count, self.total - total, self.second - second, self.absolute - absolute
         return Moments(count, total, second, absolute), Moments(*rest)
+
+
+def _triangle(size: int) -> int:
+    return size * (size + 1) // 2
+
+
+@lru_cache(maxsize=8)
+def _at(size: int) -> npt.NDArray[np.bool_]:
+    """Where the lower triangle is of a matrix [size, size]."""
+    return np.tri(size, dtype=bool)
+
+
+def _lower(matrix: Array) -> Array:
+    """The lower triangle of a symmetric matrix, row after row; one that is so already stays."""
+    return matrix if matrix.ndim == 1 else matrix[_at(len(matrix))]
+
+
+def _whole(lower: Array, size: int) -> Floats:
+    """The symmetric matrix [size, size] of a lower triangle."""
+    made = np.empty((size, size))
+    made[_at(size)] = lower
+    made.T[_at(size)] = lower
+    return made
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
@@ -141,7 +169,7 @@ def _groups(sites: Iterable[Site], sizes: Mapping[Site, int]) -> Iterator[list[S
     group: list[Site] = []
     held = 0
     for site in sites:
-        size = 8 * sizes[site] ** 2
+        size = 8 * _triangle(sizes[site])
         if group and held + size > BUDGET:
             yield group
             group, held = [], 0

@@ -16,7 +16,7 @@ import graphprune
 from graphprune.errors import UsageError
 from graphprune.loaded import Loaded
 from graphprune.plan import Plan, make_plan
-from graphprune.sequential import Sums, _alike, zeroed
+from graphprune.sequential import LOOKED_AT, Sums, _alike, zeroed
 from models import digits
 from tests.build import Net
 
@@ -29,12 +29,12 @@ class Branches(nn.Module):
     One position of the first is always on.
     """
 
-    def __init__(self, norm: bool, bias: bool) -> None:
+    def __init__(self, norm: bool, bias: bool, outputs: int = 4) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1, bias=bias)
-        self.c, self.d = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 4, 1, bias=bias)
-        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, outputs, 1, bias=bias)
+        self.c, self.d = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, outputs, 1, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs) if norm else nn.Identity()
         with torch.no_grad():
             self.a.weight[7], self.a.bias[7] = 0.0, 1.0  # type: ignore[index]
             self.c.weight[:8] = 0
@@ -92,6 +92,15 @@ def test_what_went_wrong_before_is_made_good(kind: str, norm: bool, bias: bool) 
     plan = half_of_the_first(loaded)
     before, after = (error(loaded, plan, how, held) for how in ("least-squares", "sequential"))
     assert before > 1e-3
+    assert after < 1e-2 * before
+
+
+def test_all_of_many_outputs_are_fitted() -> None:
+    """The choice of a damping looks at some of them alone."""
+    loaded = loaded_as("torch", Branches(norm=False, bias=True, outputs=3 * LOOKED_AT))
+    held = batches(loaded.analysis.graph.inputs[0])
+    plan = half_of_the_first(loaded)
+    before, after = (error(loaded, plan, how, held) for how in ("least-squares", "sequential"))
     assert after < 1e-2 * before
 
 
@@ -241,3 +250,14 @@ def test_a_few_massive_rows_do_not_decide() -> None:
         return float(np.square(before - after)[np.arange(64) % 32 > 0].mean())
 
     assert error("sequential") < 0.7 * error("least-squares")
+
+
+def test_sums_of_some_outputs() -> None:
+    """Sums of every third target are the sums of a layer that has only those."""
+    random = np.random.default_rng(0)
+    x, t = random.standard_normal((40, 5)), random.standard_normal((40, 8))
+    counts = random.uniform(0.5, 2, (40, 1))
+    for centred in (False, True):
+        few, alone = Sums.of(x, t, counts).every(3).seconds(centred), Sums.of(x, t[:, ::3], counts).seconds(centred)
+        for found, right in zip(few, alone, strict=True):
+            np.testing.assert_allclose(np.asarray(found), np.asarray(right))
