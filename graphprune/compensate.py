@@ -94,7 +94,7 @@ def best_damping(analysis: Analysis, chosen: Chosen, moments: Mapping[Site, Mome
         return float(DAMPINGS[int(np.argmin(np.sum(known, axis=0)))]) / 2
     if any(merged([moments[site] for site in consumer.sites]).count > 1 for consumer in some):
         return DAMPING
-    return REMEMBERED if any(node.op == "batch_norm" for node in analysis.graph.nodes) else GUESSED
+    return REMEMBERED if analysis.graph.remembers else GUESSED
 
 
 def _held_out(

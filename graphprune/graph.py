@@ -116,6 +116,11 @@ class Graph:
         """Every value that somebody reads: a node, a body inside one, or the user."""
         return {*self.consumers, *self.outputs, *(name for node in self.nodes for name in node.outer)} - {""}
 
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether there are batch norms, which remember what activations were in training."""
+        return any(node.op == "batch_norm" for node in self.nodes)
+
     def shape(self, name: str) -> Shape | None:
         """The shape of the value ``name``, None where unknown."""
         value = self.values.get(name)

@@ -12,6 +12,7 @@ from torch import nn
 
 import graphprune
 from graphprune.consumers import Site, Window
+from graphprune.data.moments import FAR_OFF
 from graphprune.propagate import propagate
 from graphprune.propagate.state import State, pointwise
 from graphprune.stats import Moments
@@ -144,6 +145,16 @@ def test_what_is_not_known_is_guessed_and_said() -> None:
     found, notes = propagate(graph, [Site(y, 1)])
     assert found[Site(y, 1)].covariance == pytest.approx(np.eye(4))
     assert notes[0].startswith("1 of 1 activations")
+
+
+def test_a_model_that_remembers_nothing_says_so() -> None:
+    """In a model without batch norms moments are no basis for a choice; with them they are."""
+    net = Net()
+    y = net.op("Relu", net.op("MatMul", net.input("batch", 6), net.weight(6, 8)))
+    net.output(net.op("MatMul", y, net.weight(8, 3)))
+    how: dict[str, Any] = {"keep": 0.5, "multiple": 1, "score": "obs", "calib": "none", "timing": False}
+    notes = [graphprune.prune(model, **how).report.notes for model in (net.model(), digits.PATH)]
+    assert [FAR_OFF in found for found in notes] == [True, False]
 
 
 def test_moments_are_those_of_a_distribution() -> None:

@@ -74,3 +74,14 @@ def thin(moments: Mapping[Site, Moments]) -> tuple[str, ...]:
         f"{len(worst.total)}), where damping decides: more calibration data would say more"
     )
     return (words,)
+
+
+FAR_OFF = (
+    "no batch norm remembers what activations were: statistics without a forward pass are far off, and must not choose "
+    "what goes (--score path goes by weights); --calib FILE, self or noise measures them"
+)
+
+
+def unseen(graph: Graph) -> tuple[str, ...]:
+    """A remark where there is little that moments without a forward pass could follow from."""
+    return () if graph.remembers else (FAR_OFF,)
