@@ -1,9 +1,8 @@
 """Text that a causal language model writes itself, from its graph alone.
 
-There is no cache of keys and values in a plain graph, so that a token costs a run over all tokens before it. The model
-therefore writes snippets of SNIPPET tokens, many side by side, and a window is a row of them. A snippet starts with any
+The model writes snippets of SNIPPET tokens, many side by side, and a window is a row of them. A snippet starts with any
 token of the vocabulary, which keeps them diverse; each further one is drawn from the model's own distribution
-(temperature 1).
+(temperature 1). Where a format does not keep what it found for earlier tokens, a token costs a run over all before it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from graphprune.graph import Array, Graph
 
 Tokens = npt.NDArray[np.int64]
 SNIPPET = 16
-"""Tokens of a snippet: 8 are run for each that is made."""
+"""Tokens of a snippet: 8 are run for each that is made, where nothing is kept in between."""
 LANES = 64
 """Snippets that are written side by side."""
 _PROBE = 16

@@ -12,6 +12,7 @@ from onnx import helper
 
 from graphprune.formats import THREADS
 from graphprune.formats.onnx.model import OnnxModel
+from graphprune.formats.onnx.onward import Onward
 from graphprune.formats.onnx.runtime import Runner, run
 from graphprune.graph import Graph, Node
 
@@ -19,8 +20,12 @@ _ALONE = ("cast", "identity", "neg", "tanh")
 _WITH_A_VECTOR = ("add", "div", "mul", "sub")
 
 
-def last(model: OnnxModel, output: str) -> Runner:
+def last(model: OnnxModel, output: str) -> Onward:
     """Runs ``model`` for the last position along axis 1 of ``output`` [a, b, c]: the result is [a, 1, c]."""
+    return Onward(model, output, lambda: _end(model, output))
+
+
+def _end(model: OnnxModel, output: str) -> Runner:
     made = model.copy()
     proto = made.proto
     value, whole = _upstream(model.graph, output), "graphprune/whole"
