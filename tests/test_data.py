@@ -259,6 +259,25 @@ def test_a_model_writes_what_it_would_say(shape: tuple[int | str, int | str]) ->
     assert (joined(other, model.analysis.graph.inputs[0]) != tokens).any()
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sizes_of_logits_may_have_other_names(transposed: bool) -> None:
+    """As exporters write them; where the sizes turn out to be others, it is no language model."""
+    net = writer()
+    made = net.model()
+    if transposed:
+        net.outputs = []
+        net.output(net.op("Transpose", made.graph.output[0].name, perm=[1, 0, 2]))
+        made = net.model()
+    for axis, name in enumerate(("logits_dim_0", "logits_dim_1")):
+        made.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = name
+    model = graphprune.load(made)
+    if transposed:
+        with pytest.raises(UsageError, match="writes no text"):
+            brought(model, "self", samples=6, length=40)
+    else:
+        assert "6 windows of 40 tokens that the model wrote" in brought(model, "self", samples=6, length=40).words
+
+
 def test_tokens_are_drawn_by_their_probabilities() -> None:
     chances = np.array([0.5, 0.3, 0.15, 0.05])
     drawn = language.draw(np.log(np.tile(chances, (20_000, 1))) + 700, np.random.default_rng(0))

@@ -17,7 +17,7 @@ from graphprune.data.files import beside
 from graphprune.data.inputs import Feeds, Input, ids
 from graphprune.errors import UsageError
 from graphprune.formats import Format, Runner
-from graphprune.graph import Array, Graph
+from graphprune.graph import Array, Graph, Shape
 
 Tokens = npt.NDArray[np.int64]
 SNIPPET = 16
@@ -28,12 +28,20 @@ _PROBE = 16
 
 
 def logits_of(graph: Graph, takes: Mapping[str, Input]) -> int | None:
-    """The number of the output [batch, sequence, V] of a model whose ids pick from a table of V rows."""
+    """The number of the output [batch, sequence, V] of a model whose ids pick from a table of V rows.
+
+    Exporters that leave sizes open may call them otherwise in an output: `causal` sees what they are.
+    """
     one = ids(takes)
     if one is None or any(other.dtype.kind == "f" or len(other.shape) > 2 for other in takes.values()):
         return None
-    wanted = (*one.shape, one.rows)
-    return next((i for i, name in enumerate(graph.outputs) if graph.shape(name) == wanted), None)
+    wanted = _open((*one.shape, one.rows))
+    return next((i for i, name in enumerate(graph.outputs) if _open(graph.shape(name) or ()) == wanted), None)
+
+
+def _open(shape: Shape) -> list[int | None]:
+    """A shape with None for sizes that are left open."""
+    return [size if isinstance(size, int) else None for size in shape]
 
 
 def causal(run: Runner, number: int, takes: Mapping[str, Input], length: int, seed: int) -> bool:
@@ -45,6 +53,8 @@ def causal(run: Runner, number: int, takes: Mapping[str, Input], length: int, se
     other = rows.copy()
     other[:, -1] = (rows[:, -1] + 1) % one.rows
     before, after = (_output(run(beside_as(takes, tokens)), number).astype(np.float64) for tokens in (rows, other))
+    if before.shape != (batch, size, one.rows):
+        return False
     change = np.abs(before - after).max(axis=(0, 2))
     return bool(size > 1 and change[:-1].max() <= 1e-3 * change[-1])
 
