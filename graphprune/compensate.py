@@ -154,7 +154,7 @@ def refit(
     damping: float = DAMPING,
     how: How = "least-squares",
 ) -> Changed:
-    """What becomes of the weight and bias of one consumer that keeps the positions ``kept``, at full size."""
+    """What becomes of the weight and bias of one consumer that keeps ``kept``, at full size: zero where positions go."""
     changed = Changed({}, {})
     if any(site not in moments for site in consumer.sites):
         return changed
@@ -169,9 +169,7 @@ def refit(
     new[:, kept] = weight[:, kept]
     if how != "bias":
         new[:, kept] = solve(weight, whole.covariance if bias else whole.raw, kept, damping)
-        rest = weight.copy()
-        rest[:, kept] = new[:, kept]
-        changed.values[consumer.weight] = analysis.stored(consumer.weight, consumer.stored(rest, stored))
+        changed.values[consumer.weight] = analysis.stored(consumer.weight, consumer.stored(new, stored))
     lost = ((weight - new) @ whole.mean).reshape(_outputs(consumer, stored), -1).sum(1)
     if bias:
         old = analysis.read(bias.name)

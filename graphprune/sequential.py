@@ -174,7 +174,9 @@ def _without(values: Array, layout: Layout, chosen: Chosen) -> Array:
     """A weight with zeros in place of what goes."""
     for axis, dim in enumerate(layout):
         if touched(dim, chosen):
-            values = np.where(ones(layout, axis, chosen) > 0, values, np.zeros((), values.dtype))
+            gone = ones(layout, axis, chosen) == 0
+            if np.any(values, where=gone):  # what was solved for is zero there, and not copied
+                values = np.where(gone, np.zeros((), values.dtype), values)
     return values
 
 
