@@ -154,7 +154,10 @@ def refit(
     damping: float = DAMPING,
     how: How = "least-squares",
 ) -> Changed:
-    """What becomes of the weight and bias of one consumer that keeps ``kept``, at full size: zero where positions go."""
+    """What becomes of the weight and bias of one consumer that keeps the positions ``kept``, at full size.
+
+    Weights of positions that go are zero.
+    """
     changed = Changed({}, {})
     if any(site not in moments for site in consumer.sites):
         return changed
