@@ -19,7 +19,7 @@ from graphprune.consumers import Site, consumers, features
 from graphprune.cost import latency as timed
 from graphprune.data import Calibration, bring
 from graphprune.data.cache import data_key, model_key
-from graphprune.data.moments import measured, thin, unseen
+from graphprune.data.moments import guessed, measured, thin
 from graphprune.dims import Chosen, Dim, Positions, atoms, counts
 from graphprune.errors import UsageError
 from graphprune.explain import describe, explain
@@ -142,7 +142,7 @@ class Loaded:
         graph = self.analysis.graph
         if batches is None:
             moments, remarks = propagate(graph, sites)
-            return moments, (*remarks, *unseen(graph))
+            return moments, (*remarks, *guessed(graph))
         sizes = {site: features(graph, site) for site in sites}
         gather = partial(self.format.moments, self.model)
         moments = measured(graph, sizes, batches, gather, progress, cached)

@@ -12,6 +12,10 @@ from graphprune.graph import Array, Graph
 from graphprune.stats import Batches, Gather, Moments, collect
 
 _PARTS = [part.name for part in fields(Moments) if part.name != "half"]
+FAR_OFF = (
+    "no batch norm remembers what activations were: statistics without a forward pass are far off, and must not choose "
+    "what goes (--score path goes by weights); --calib FILE, self or noise measures them"
+)
 
 
 class _Watched(Sequence[Any]):
@@ -76,12 +80,6 @@ def thin(moments: Mapping[Site, Moments]) -> tuple[str, ...]:
     return (words,)
 
 
-FAR_OFF = (
-    "no batch norm remembers what activations were: statistics without a forward pass are far off, and must not choose "
-    "what goes (--score path goes by weights); --calib FILE, self or noise measures them"
-)
-
-
-def unseen(graph: Graph) -> tuple[str, ...]:
+def guessed(graph: Graph) -> tuple[str, ...]:
     """A remark where there is little that moments without a forward pass could follow from."""
     return () if graph.remembers else (FAR_OFF,)

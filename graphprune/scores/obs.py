@@ -201,8 +201,9 @@ class _Side:
 
     def unseen(self, going: Sequence[int]) -> float:
         """What is lost on the half of the data that is not fitted without the positions ``going``."""
-        assert self.seen.halves is not None, "_missed has seen to it"
-        fitted, other = (half.raw for half in self.seen.halves)
+        halves = self.seen.halves
+        assert halves is not None, "_missed has seen to it"
+        fitted, other = (half.raw for half in halves)
         gone = np.concatenate([self.columns[position] for position in going])
         kept = np.setdiff1d(np.arange(len(fitted)), gone)
         return min(unseen(self.whole, fitted, other, kept, damping) for damping in _DAMPINGS)

@@ -26,6 +26,7 @@ def last(model: OnnxModel, output: str) -> Onward:
 
 
 def _end(model: OnnxModel, output: str) -> Runner:
+    """The same by a run over all positions."""
     made = model.copy()
     proto = made.proto
     value, whole = _upstream(model.graph, output), "graphprune/whole"
