@@ -108,14 +108,22 @@ def _held_out(
     fitted, other = (half.covariance if biased else half.raw for half in halves)
     weight = consumer.matrix(analysis.read(consumer.weight))
     whole = _size(weight, other) or 1.0
-    return np.array([unseen(weight, fitted, other, kept, damping) / whole for damping in DAMPINGS])
+    return unseen(weight, fitted, other, kept, DAMPINGS) / whole
 
 
-def unseen(weight: Floats, fitted: Floats, other: Floats, kept: npt.NDArray[np.int64], damping: float) -> float:
-    """What W [m, n] loses on data of the second moment ``other`` when ``kept`` stay, solved for those of ``fitted``."""
-    lost = weight.copy()
-    lost[:, kept] -= solve(weight, fitted, kept, damping)
-    return _size(lost, other)
+def unseen(
+    weight: Floats, fitted: Floats, other: Floats, kept: npt.NDArray[np.int64], dampings: Sequence[float]
+) -> Floats:
+    """What W [m, n] loses on data of the second moment ``other`` when ``kept`` stay, solved for those of ``fitted``.
+
+    One number for each of ``dampings``.
+    """
+    inner, cross, losses = fitted[np.ix_(kept, kept)], weight @ fitted[:, kept], []
+    for damping in dampings:
+        lost = weight.copy()
+        lost[:, kept] -= ridged(weight[:, kept], cross, inner, damping)
+        losses.append(_size(lost, other))
+    return np.array(losses)
 
 
 def _size(weight: Floats, second: Floats) -> float:
@@ -129,10 +137,16 @@ def solve(weight: Floats, second: Floats, kept: npt.NDArray[np.int64], damping: 
     >>> solve(np.array([[1.0, 1.0]]), twice, np.array([0]), 0.0).tolist()
     [[3.0]]
     """
-    inner = second[np.ix_(kept, kept)]
-    ridge = damping * float(np.trace(inner)) / len(kept)
-    target = weight @ second[:, kept] + ridge * weight[:, kept]
-    return divide(target, inner + ridge * np.eye(len(kept)))
+    return ridged(weight[:, kept], weight @ second[:, kept], second[np.ix_(kept, kept)], damping)
+
+
+def ridged(first: Floats, cross: Floats, inner: Floats, damping: float) -> Floats:
+    """(cross + δ first)(inner + δ I)⁻¹ [m, k]: least squares that is pulled towards ``first``.
+
+    δ is ``damping`` times the mean of inner's diagonal.
+    """
+    ridge = damping * float(np.trace(inner)) / len(inner)
+    return divide(cross + ridge * first, inner + ridge * np.eye(len(inner)))
 
 
 def divide(target: Floats, inner: Floats) -> Floats:

@@ -20,13 +20,15 @@ def give_back(freed: int = _WORTH) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-_MMAP_THRESHOLD, _OWN_PAGES, _MOST = -3, 1 << 20, 32 << 20
-"""mallopt's parameter, bytes from which on a block has pages of its own inside `at_once`, and glibc's own most."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt: what may be free at the end of the heap, and from how many bytes on a block has own pages."""
+_OWN_PAGES, _MOST = 8 << 20, 32 << 20
+"""Bytes from which on a block has pages of its own inside `at_once`, and glibc's own most."""
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """Inside, larger blocks go back to the system when they are freed: slower by page faults, but nothing is left over.
+    """Inside, large blocks go back to the system when they are freed: slower by page faults, but little is left over.
 
     Between blocks of all sizes that come and go, glibc leaves gaps that take as much again as what is in use.
     """
@@ -38,5 +40,8 @@ def at_once() -> Iterator[None]:
 
 
 def _own_pages_from(size: int) -> None:
+    """Once told, glibc no longer adapts to what is asked for: the end of the heap would go back with every block."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_THRESHOLD, size)
+        mallopt(_TRIM_THRESHOLD, 2 * size)

@@ -110,6 +110,7 @@ def prune(
     own |= {"latency": loaded.seconds(measured), "memo": memo, "fitness": sought, "seed": seed, "progress": progress}
     make = loaded.maker(request, score, seen, how=by, damping=damping, **own)
     (loaded, plan), curve = reached(make, request, goal, memo, progress)
+    del make, seen, own  # statistics and scores take as much as the model: the proof needs none of them
     result = loaded.apply(plan, verify=verify, seed=seed, timing=timing, progress=progress)
     return replace(result, curve=curve)
 

@@ -27,15 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 from graphprune.analysis import Analysis
-from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, divide, loses
+from graphprune.compensate import DAMPINGS, Bias, adds, bias_of, loses, ridged
 from graphprune.consumers import Consumer, Site, consumers
 from graphprune.dims import Chosen, Positions, ones, take, touched
 from graphprune.graph import Array, Graph, Node
 from graphprune.signature import Layout
 
 Floats = npt.NDArray[np.float64]
-Seconds = tuple[Floats, Floats, float]
-"""E[x xᵀ], E[t xᵀ] and E[tᵀ t]."""
 ROOM = 1 << 31
 """Bytes of activations that may be held; batches that do not fit are left behind."""
 LOOKED_AT = 128
@@ -73,6 +71,14 @@ class Walk(Protocol):
         """Let ``values`` take the place of a weight."""
 
 
+class Seconds(NamedTuple):
+    """E[x xᵀ], E[t xᵀ] and E[tᵀ t]."""
+
+    inner: Floats
+    cross: Floats
+    size: float
+
+
 @dataclass(frozen=True)
 class Sums:
     """Over ``count`` rows of features x [k] and targets t [m]: x, t, x xᵀ, t xᵀ and t² added up.
@@ -90,8 +96,9 @@ class Sums:
     @staticmethod
     def of(x: Array, t: Array, counts: Array) -> Sums:
         """Of the rows of two matrices, each counted as often as ``counts`` [rows, 1] says."""
-        cx, ct = counts * x, counts * t
-        parts = (cx.sum(0), ct.sum(0), cx.T @ x, ct.T @ x, (ct * t).sum(0))
+        root = np.sqrt(counts)
+        x, t = root * x, root * t
+        parts = ((root * x).sum(0), (root * t).sum(0), x.T @ x, t.T @ x, np.square(t).sum(0))
         return Sums(float(counts.sum(dtype=np.float64)), *(part.astype(np.float64) for part in parts))
 
     def __add__(self, other: Sums) -> Sums:
@@ -112,9 +119,9 @@ class Sums:
         """Means of products, of what differs from the mean where ``centred``."""
         xx, tx, tt = self.xx / self.count, self.tx / self.count, float(self.tt.sum()) / self.count
         if not centred:
-            return xx, tx, tt
+            return Seconds(xx, tx, tt)
         x, t = self.x / self.count, self.t / self.count
-        return xx - np.outer(x, x), tx - np.outer(t, x), tt - float(t @ t)
+        return Seconds(xx - np.outer(x, x), tx - np.outer(t, x), tt - float(t @ t))
 
 
 class _Fit(NamedTuple):
@@ -287,12 +294,13 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
     some, errors = [half.every(step).seconds(centred) for half in halves], np.zeros(len(DAMPINGS) + 1)
     for fitted, other in (some, some[::-1]):
         for i, damping in enumerate(DAMPINGS):
-            errors[i] += _error(_solved(fitted, first[::step], damping), other)
+            errors[i] += _error(ridged(first[::step], fitted.cross, fitted.inner, damping), other)
         errors[-1] += _error(first[::step], other)
     best, whole = int(np.argmin(errors)), halves[0] + halves[1]
     weight = first
     if best < len(DAMPINGS):
-        weight = _solved(whole.seconds(centred), first, DAMPINGS[best] / 2)  # of twice the data
+        seconds = whole.seconds(centred)
+        weight = ridged(first, seconds.cross, seconds.inner, DAMPINGS[best] / 2)  # of twice the data
     changed = np.zeros_like(fit.consumer.matrix(stored))
     changed[np.ix_(fit.live, fit.kept)] = weight
     made = {fit.consumer.weight: fit.consumer.stored(changed, stored)}
@@ -304,12 +312,6 @@ def _fitted(analysis: Analysis, fit: _Fit, halves: list[Sums], before: Mapping[s
         new[fit.live] = shift if inner else dense.reshape(-1)[fit.live] + fit.bias.sign * shift
         made[fit.bias.name] = new.astype(dense.dtype).reshape(dense.shape)
     return made
-
-
-def _solved(seconds: Seconds, first: Floats, damping: float) -> Floats:
-    inner, cross, _ = seconds
-    ridge = damping * float(np.trace(inner)) / len(inner)
-    return divide(cross + ridge * first, inner + ridge * np.eye(len(inner)))
 
 
 def _error(weight: Floats, seconds: Seconds) -> float:

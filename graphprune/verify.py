@@ -22,6 +22,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune.analysis import Analysis
 from graphprune.dims import Chosen, Dim, Positions
@@ -34,6 +35,9 @@ NOISE_FACTOR = 10
 NOISE_LIMIT = 1e-3
 STYLES = 4
 FADED = 1e-2
+_BLOCK = 1 << 20
+"""Elements of outputs that are compared at a time."""
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,24 @@ def _relative(a: Array, b: Array) -> float:
         return 0.0
     if a.dtype.kind not in "fV":
         return float(np.mean(a != b))
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    unlike = np.isfinite(x) != np.isfinite(y)
-    finite = np.isfinite(x) & np.isfinite(y)
-    if unlike.any() or not finite.any():
+    seen, scale, worst = False, 0.0, 0.0
+    for x, y in _blocks(a, b):
+        finite = np.isfinite(x)
+        if (finite != np.isfinite(y)).any():
+            return float("inf")
+        seen = seen or bool(finite.any())
+        scale = max(scale, float(np.abs(x[finite]).max(initial=0)))
+        worst = max(worst, float(np.abs(x[finite] - y[finite]).max(initial=0)))
+    if not seen:
         return float("inf")
-    scale = np.abs(x[finite]).max(initial=0)
-    return float(np.abs(x[finite] - y[finite]).max(initial=0) / scale) if scale else 0.0
+    return worst / scale if scale else 0.0
+
+
+def _blocks(a: Array, b: Array) -> Iterator[tuple[Floats, Floats]]:
+    """Two arrays of one shape in float64, some of their elements at a time: logits are large."""
+    a, b = a.reshape(-1), b.reshape(-1)
+    for at in range(0, a.size, _BLOCK):
+        yield a[at : at + _BLOCK].astype(np.float64), b[at : at + _BLOCK].astype(np.float64)
 
 
 class Proof:
@@ -138,8 +153,7 @@ class Proof:
         for outputs in self.dense:
             for name, value in outputs.items():
                 seen.setdefault(name, []).append(value.reshape(-1))
-        values = [np.concatenate(parts) for parts in seen.values()]
-        return all((flat == flat[:1]).all() and (flat.size != 1 or not flat.any()) for flat in values)
+        return all(map(_same, seen.values()))
 
     @cached_property
     def _nudged(self) -> Any:
@@ -277,14 +291,23 @@ def moved(before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Ar
     for old, new in zip(before, after, strict=True):
         for name, value in old.items():
             if value.dtype.kind == "f":
-                x = value.astype(np.float64)
-                change += float(np.square(x - new[name]).sum())
-                norm += float(np.square(x).sum())
+                for x, y in _blocks(value, new[name]):
+                    change += float(np.square(x - y).sum())
+                    norm += float(np.square(x).sum())
     return float(np.sqrt(change / norm)) if norm else 0.0
 
 
 def _largest(value: Array) -> float:
-    return float(np.abs(value.astype(np.float64)).max(initial=0)) if value.dtype.kind == "f" else 1.0
+    if value.dtype.kind != "f":
+        return 1.0
+    return float(np.maximum(value.max(initial=0), -value.min(initial=0)))
+
+
+def _same(parts: Sequence[Array]) -> bool:
+    """Whether arrays hold one value again and again; a lone one, whether it is zero."""
+    first = next((part[:1] for part in parts if part.size), np.empty(0))
+    again = all((part == first).all() for part in parts)
+    return again and (sum(part.size for part in parts) != 1 or not first.any())
 
 
 def _shuffled(dim: Dim, random: np.random.Generator) -> Positions:

@@ -245,6 +245,20 @@ def test_pictures_of_one_colour_score_like_single_pixels() -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 
+def test_columns_that_are_let_go_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of a convolution and single features, looked at where they stood and where they stand now."""
+    loaded = graphprune.load(digits.PATH)
+    images = digits.split()[0][:40]
+    moments = loaded.measure([{"image": images[at : at + 10]} for at in range(0, 40, 10)])
+    found = []
+    for share in (0.0, 0.8, 1.1):
+        monkeypatch.setattr("graphprune.scores.obs._CROWDED", share)
+        found.append(loaded.scores(Request(keep=0.5), "obs", moments=moments))
+    for scores in found[1:]:
+        for dim, before in found[0].items():
+            np.testing.assert_allclose(scores[dim], before, rtol=1e-6)
+
+
 def test_what_goes_is_judged_on_data_that_were_not_fitted() -> None:
     """Units that know nothing of each other make up for none, however well they seem to on fewer rows than units."""
     rng = np.random.default_rng(0)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from graphprune.analysis import Atom
 from graphprune.compensate import unseen
@@ -37,6 +38,8 @@ from graphprune.stats import Moments, merged
 DAMPING = 1e-2
 _STEPS = 96
 """Removals in which the positions of a Dim go; more at once are judged as if they did not know of each other."""
+_CROWDED = 0.8
+"""The share of columns that are left at which those that are not are let go."""
 _ROWS = 8192
 """Gradients at the output of a consumer after which its metric is known well enough."""
 _WIDEST = 2048
@@ -163,7 +166,8 @@ class _Side:
     """One consumer of an atom, while positions are removed from it.
 
     ``root`` [r, n] times its transpose from the left is WᵀGW, ``inverse`` [n, n] is H⁻¹; what was removed is zero in
-    both, and not in ``whole``. ``columns`` are those of each position.
+    both, not ``live``, and let go now and then; it stays in ``whole``. ``columns`` are those of each position there,
+    ``place`` says where they are now.
     """
 
     def __init__(
@@ -181,6 +185,7 @@ class _Side:
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
+        self.place, self.live = np.arange(len(labels)), np.ones(len(labels), bool)
 
     def alone(self) -> Floats:
         """What removing each position alone would cost."""
@@ -190,11 +195,11 @@ class _Side:
         """What removing each of ``positions`` would cost now."""
         widths = {len(self.columns[p]) for p in positions}
         if widths == {1}:
-            at = np.concatenate([self.columns[p] for p in positions])
+            at = self._at(positions)
             return np.asarray(np.square(self.root).sum(0)[at] / self.inverse[at, at], np.float64)
         if len(widths) > 1:
             return np.array([self.losses([p])[0] for p in positions])
-        at = np.stack([self.columns[p] for p in positions])
+        at = self._at(positions).reshape(len(positions), -1)
         roots = self.root[:, at].transpose(1, 2, 0)
         blocks = self.inverse[at[:, :, None], at[:, None, :]]
         return np.asarray(np.trace(np.linalg.solve(blocks, roots @ roots.swapaxes(1, 2)), axis1=1, axis2=2), np.float64)
@@ -206,15 +211,23 @@ class _Side:
         fitted, other = (half.raw for half in halves)
         gone = np.concatenate([self.columns[position] for position in going])
         kept = np.setdiff1d(np.arange(len(fitted)), gone)
-        return min(unseen(self.whole, fitted, other, kept, damping) for damping in _DAMPINGS)
+        return float(unseen(self.whole, fitted, other, kept, _DAMPINGS).min())
 
     def remove(self, positions: list[int]) -> None:
         """Take the positions away and let the others make up for them."""
-        at = np.concatenate([self.columns[p] for p in positions])
+        at = self._at(positions)
         spread = np.linalg.solve(self.inverse[np.ix_(at, at)], self.inverse[at])
         self.root -= self.root[:, at] @ spread
         self.inverse -= self.inverse[:, at] @ spread
         self.inverse[at], self.inverse[:, at], self.root[:, at] = 0.0, 0.0, 0.0
+        self.live[at] = False
+        if self.live.mean() < _CROWDED:
+            self.root, self.inverse = self.root[:, self.live], self.inverse[np.ix_(self.live, self.live)]
+            self.place, self.live = (np.cumsum(self.live) - 1)[self.place], np.ones(len(self.inverse), bool)
+
+    def _at(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Where the columns of ``positions`` are now."""
+        return np.asarray(self.place[np.concatenate([self.columns[position] for position in positions])])
 
 
 def _root(weight: Floats, metric: Floats) -> Floats:

@@ -37,7 +37,7 @@ from graphprune.graph import Array, Graph, Node
 Watch = Callable[[str, Tensor], Tensor]
 Step = tuple[Node, onnx.NodeProto, list[str]]
 """A node, as the view and as the file have it, and the values that nobody reads after it."""
-_SEGMENT = 128
+_SEGMENT = 512
 """Nodes after which only the values in use are kept for the way back; what is between is computed again."""
 
 

@@ -47,7 +47,8 @@ class OnnxModel:
     """``proto`` (weights in other files are not loaded), ``folder``, ``edits`` of initialisers, ``given`` inputs.
 
     ``written`` is the model with its calls of local functions, where ``proto`` has the nodes that they stand for; its
-    initialisers are those of ``proto``.
+    initialisers are those of ``proto``. ``like`` is the graph of a model that differs in values of weights alone, if
+    one is known: it tells all shapes.
     """
 
     proto: onnx.ModelProto
@@ -56,6 +57,7 @@ class OnnxModel:
     edits: dict[str, Edit] = field(default_factory=dict)
     given: Trial | None = None
     written: onnx.ModelProto | None = None
+    like: Graph | None = None
 
     @cached_property
     def graph(self) -> Graph:
@@ -104,7 +106,9 @@ class OnnxModel:
         proto, written = onnx.ModelProto(), onnx.ModelProto()
         proto.CopyFrom(self.proto)
         written.CopyFrom(self.written or written)
-        return replace(self, proto=proto, path=None, edits=dict(self.edits), written=self.written and written)
+        made = replace(self, proto=proto, path=None, edits=dict(self.edits), written=self.written and written)
+        made.like = None
+        return made
 
     def put(self, values: Mapping[str, Array]) -> None:
         """Let ``values`` take the place of the weights of those names, each of the same shape and type."""

@@ -105,7 +105,10 @@ def replaced(model: OnnxModel, values: Mapping[str, Array], add: Mapping[str, Ar
     """
     made = model.copy()
     made.put(values)
-    made.written = None if add else made.written
+    if add:
+        made.written = None
+    else:
+        made.like = model.graph
     for name, value in add.items():
         _insert(made.proto.graph, name, value)
     return made

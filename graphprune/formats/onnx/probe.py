@@ -90,11 +90,10 @@ def _observe(
     runner = runtime.run(_with_shape_outputs(model.copy(), set(names), outside, forced), optimise=False)
     dtypes |= runner.dtypes(outside)
     runner.names = [name + _SUFFIX for name in names if name + _SUFFIX in runner.names]
-    trials = runtime.find_trials(model, graph, runner)
+    trials, runs = zip(*runtime.find_trials(model, graph, runner), strict=True)
     names_of = {tuple(sizes[s] for sizes, _ in trials): s for s in reversed(symbols)}
     if any(len(set(sizes)) == 1 for sizes in names_of):
         return fallback
-    runs = [runner(feeds) for _, feeds in trials]
     shown = runner(model.given[1]) if model.given else runs[0]
     example = dict(model.given[0] if model.given else trials[0][0])
     for name in (name.removesuffix(_SUFFIX) for name in runner.names):

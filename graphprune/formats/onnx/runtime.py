@@ -173,20 +173,20 @@ def trials(model: OnnxModel, runner: Callable[[Feeds], dict[str, Array]], seed: 
     """The inputs given; else feeds at different dynamic sizes (one where nothing is dynamic, or no two work)."""
     if model.given:
         return [model.given]
-    return find_trials(model, model.graph, runner, seed, style)
+    return [trial for trial, _ in find_trials(model, model.graph, runner, seed, style)]
 
 
 def find_trials(
     model: OnnxModel, graph: Graph, runner: Callable[[Feeds], dict[str, Array]], seed: int = 0, style: int = 0
-) -> list[Trial]:
-    """As `trials`, with a ``graph`` whose shapes may still have holes."""
+) -> list[tuple[Trial, dict[str, Array]]]:
+    """As `trials`, with a ``graph`` whose shapes may still have holes; each with what ``runner`` made of it."""
     symbols, first = symbols_of(input_shapes(model.proto))
-    working: list[Trial] = []
+    working: list[tuple[Trial, dict[str, Array]]] = []
     failure = ""
     amplitude, unit, positive = STYLES[style]
     made = 0
     for runs in runs_to_try(symbols, first, unit):
-        found: list[Trial] = []
+        found: list[tuple[Trial, dict[str, Array]]] = []
         if made > PATIENCE:
             break
         for sizes in runs:
@@ -194,11 +194,10 @@ def find_trials(
                 feeds = make_feeds(graph, model.proto, sizes, seed)
                 made += sum(value.size for value in feeds.values())
                 feeds = {k: _styled(v, amplitude, positive) for k, v in feeds.items()}
-                runner(feeds)
+                found.append(((sizes, feeds), runner(feeds)))
             except VerifyError as error:
                 failure = error.what
                 break
-            found.append((sizes, feeds))
             if not symbols:
                 return found
         working = max(working, found, key=len)
@@ -230,7 +229,7 @@ def give(model: OnnxModel, inputs: Mapping[str, Any]) -> None:
                 f"input {name!r} has shape {list(array.shape)}", hint=f"the model takes {list(shapes[name])}"
             )
         feeds[name] = _converted(name, array, dtype_name(declared[name].type.tensor_type.elem_type))
-    model.given = sizes, feeds
+    model.given, model.like = (sizes, feeds), None
     model.__dict__.pop("graph", None)  # it tells the sizes that MACs count at
 
 

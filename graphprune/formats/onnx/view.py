@@ -27,9 +27,12 @@ _INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))
 
 def view(model: OnnxModel) -> Graph:
     """Nodes, values and weights of the model, bodies included; shapes by inference, then by probing."""
-    proto = model.proto
+    proto, weights = model.proto, _weights(model)
+    if model.like is not None:
+        found = model.like.values.values()
+        shapes = {value.name: value.shape for value in found if value.shape is not None}
+        return _graph(proto, weights, shapes, {value.name: value.dtype for value in found}, dict(model.like.example))
     known, dtypes = static_shapes(skeleton(model))
-    weights = _weights(model)
     for name, weight in weights.items():
         known[name], dtypes[name] = weight.shape, weight.dtype
     example = probe(model, _graph(proto, weights, known, dtypes, {}), known, dtypes)
