@@ -38,6 +38,8 @@ FADED = 1e-2
 _BLOCK = 1 << 20
 """Elements of outputs that are compared at a time."""
 Floats = npt.NDArray[np.float64]
+Outputs = list[dict[str, Array]]
+"""By name, of each trial."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Proof:
         self._rounds = True
         self.runner = self.run(model)
         self.trials = format.trials(model, self.runner, seed)
-        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self.dense = self._outputs(self.runner)
         self.others = [] if way else list(self._others())
         self._noise: float | None = None
         self._faded = False
@@ -166,7 +168,7 @@ class Proof:
             return False
         try:
             runner = self.format.run(whole)
-            dense = [runner(inputs) for _, inputs in self.trials]
+            dense = self._outputs(runner)
         except VerifyError:
             return False
         self._rounds, self.runner, self.dense, self._noise = False, runner, dense, None
@@ -174,16 +176,19 @@ class Proof:
 
     def _look(self, style: int) -> None:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
-        self.dense = [self.runner(inputs) for _, inputs in self.trials]
+        self.dense = self._outputs(self.runner)
 
-    def _against(self, runner: Runner, reference: Runner | None = None, chosen: Chosen | None = None) -> float:
-        """The largest difference between ``runner`` and the dense model (or ``reference``) over all trials.
+    def _outputs(self, runner: Runner) -> Outputs:
+        """What ``runner`` makes of the inputs of every trial."""
+        return [runner(inputs) for _, inputs in self.trials]
+
+    def _against(self, runner: Runner, reference: Outputs | None = None, chosen: Chosen | None = None) -> float:
+        """The largest difference between ``runner`` and the dense model's outputs (or ``reference``) over all trials.
 
         ``chosen`` are the positions that ``runner`` was cut to.
         """
         worst, kept = 0.0, chosen or {}
-        for outputs, (_, inputs) in zip(self.dense, self.trials, strict=True):
-            expected = reference(inputs) if reference else outputs
+        for expected, (_, inputs) in zip(reference or self.dense, self.trials, strict=True):
             worst = max(worst, difference(self.analysis.fit(expected, kept), runner(self.analysis.fit(inputs, kept))))
         return worst
 
@@ -240,14 +245,14 @@ class Proof:
         return check
 
     def _zeroed(self, exact: Chosen, detail: str) -> Check:
+        zeroed = self._outputs(self.run(self.format.mask(self.model, self.analysis, exact)))
         cut = self.run(self.format.apply(self.model, self.analysis, exact))
-        zeroed = self.run(self.format.mask(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE and self._stops_rounding():
             return self._zeroed(exact, detail)
         if error > TOLERANCE:
             noise = self._against(self.run(self.format.mask(self._nudged, self.analysis, exact)), zeroed)
-        largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed(self.trials[0][1]))]
+        largest = [max(map(_largest, outputs.values())) for outputs in (self.dense[0], zeroed[0])]
         self._faded = largest[1] < FADED * largest[0]
         return self._judge("zero equals cut", detail, error, noise)
 

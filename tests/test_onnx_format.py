@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import graphprune
-from graphprune import verify
 from graphprune.analysis import Analysis, analyse
 from graphprune.cost import CostModel
 from graphprune.errors import UsageError, VerifyError
 from graphprune.formats import onnx as format_
 from graphprune.formats.onnx import view
+from graphprune.formats.onnx.probe import probe
 from graphprune.formats.onnx.runtime import PATIENCE, first_line
+from graphprune.verify import difference, moved
 from models import digits, real
 from models.light import light
 from tests.build import Net
@@ -96,12 +98,16 @@ def test_other_weights_leave_shapes_as_they_are(monkeypatch: pytest.MonkeyPatch)
     """The model is not run for them again; where a bias was added it is. Attributes are those of the new weights."""
     net = Net()
     weight = net.op("Constant", value=numpy_helper.from_array(np.ones((8, 6), np.float32)))
-    net.output(net.op("MatMul", net.op("Expand", net.input("rows", "columns"), net.ints(1, 8)), weight))
+    net.output(net.op("MatMul", net.op("Expand", net.input("rows", 8), net.const(np.array([1, 8]), np.int64)), weight))
     model = format_.read(net.model())
     graph, runs = model.graph, list[object]()
     product = next(node for node in graph.nodes if node.op == "matmul")
-    probe = view.probe
-    monkeypatch.setattr(view, "probe", lambda *args: runs.append(args) or probe(*args))
+
+    def counted(*args: Any) -> dict[str, int]:
+        runs.append(args)
+        return probe(*args)
+
+    monkeypatch.setattr(view, "probe", counted)
     twos = np.full((8, 6), 2, np.float32)
     other = format_.replaced(model, {product.inputs[1]: twos}, {})
     assert (other.graph.values, other.graph.example) == (graph.values, graph.example)
@@ -488,18 +494,19 @@ def test_computed_reshape_and_expand_targets() -> None:
 @pytest.mark.parametrize("block", [3, 1 << 20])
 def test_differences_of_outputs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative to the largest of the first, wherever that stands; infinite where only one of the two is."""
-    monkeypatch.setattr(verify, "_BLOCK", block)
+    monkeypatch.setattr(sys.modules["graphprune.verify"], "_BLOCK", block)
     a = np.array([[1.0, -8.0, 2.0], [0.5, np.nan, 3.0]], np.float32)
-    assert verify.difference({"y": a}, {"y": a}) == 0
-    for at, other, expected in (((1, 2), 5.0, 2 / 8), ((0, 1), 0.0, 1.0), ((1, 1), 4.0, np.inf), ((1, 2), np.inf, np.inf)):
+    assert difference({"y": a}, {"y": a}) == 0
+    inf = np.inf
+    for at, other, expected in (((1, 2), 5.0, 2 / 8), ((0, 1), 0.0, 1.0), ((1, 1), 4.0, inf), ((1, 2), inf, inf)):
         b = a.copy()
         b[at] = other
-        assert verify.difference({"y": a}, {"y": b}) == expected
-    assert verify.difference({"y": a}, {"y": a[:1]}) == np.inf
-    assert verify.difference({"y": a[1:, 1:2]}, {"y": a[1:, 1:2]}) == np.inf, "no number at all proves nothing"
-    assert verify.difference({"y": a[:0]}, {"y": a[:0]}) == 0
+        assert difference({"y": a}, {"y": b}) == expected
+    assert difference({"y": a}, {"y": a[:1]}) == inf
+    assert difference({"y": a[1:, 1:2]}, {"y": a[1:, 1:2]}) == inf, "no number at all proves nothing"
+    assert difference({"y": a[:0]}, {"y": a[:0]}) == 0
     x, y = np.arange(7.0), np.arange(7.0)[::-1]
-    assert verify.moved([{"y": x}], [{"y": y}]) == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
+    assert moved([{"y": x}], [{"y": y}]) == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x))
 
 
 def test_same() -> None:
