@@ -28,6 +28,7 @@ from graphprune.graph import Array
 from graphprune.helpful import HELD, LOOKED_AT, SLACK, helpful
 from graphprune.latency import LatencyModel, Profile
 from graphprune.memo import Memo
+from graphprune.memory import give_back
 from graphprune.plan import Plan, fingerprint, make_plan
 from graphprune.propagate import propagate
 from graphprune.report import Report, make_report
@@ -497,6 +498,7 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
     ]
     for done, check in enumerate(steps if chosen else steps[2:]):
         report.checks.append(check())
+        give_back()
         progress((done + 1) / len(steps))
 
 
@@ -504,8 +506,10 @@ def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: 
     """Drift, and latency of both models measured alternately."""
     if not report.verified or not report.dims:
         return
+    before = proof.outputs(proof.runner if origin is None else proof.format.run(origin))
+    give_back()
     after = proof.format.run(pruned)
-    report.drift = proof.drift(after, proof.format.run(origin) if origin is not None else proof.runner, chosen)
+    report.drift = proof.drift(before, after, chosen)
     if timing:
         feeds = proof.trials[0][1]
         report.latency = timed([(proof.runner, feeds), (after, proof.analysis.fit(feeds, chosen))])

@@ -105,7 +105,7 @@ class Proof:
         self._rounds = True
         self.runner = self.run(model)
         self.trials = format.trials(model, self.runner, seed)
-        self.dense = self._outputs(self.runner)
+        self.dense = self.outputs(self.runner)
         self.others = [] if way else list(self._others())
         self._noise: float | None = None
         self._faded = False
@@ -168,7 +168,7 @@ class Proof:
             return False
         try:
             runner = self.format.run(whole)
-            dense = self._outputs(runner)
+            dense = self.outputs(runner)
         except VerifyError:
             return False
         self._rounds, self.runner, self.dense, self._noise = False, runner, dense, None
@@ -176,9 +176,9 @@ class Proof:
 
     def _look(self, style: int) -> None:
         self.trials = self.format.trials(self.model, self.runner, self.seed, style)
-        self.dense = self._outputs(self.runner)
+        self.dense = self.outputs(self.runner)
 
-    def _outputs(self, runner: Runner) -> Outputs:
+    def outputs(self, runner: Runner) -> Outputs:
         """What ``runner`` makes of the inputs of every trial."""
         return [runner(inputs) for _, inputs in self.trials]
 
@@ -245,7 +245,7 @@ class Proof:
         return check
 
     def _zeroed(self, exact: Chosen, detail: str) -> Check:
-        zeroed = self._outputs(self.run(self.format.mask(self.model, self.analysis, exact)))
+        zeroed = self.outputs(self.run(self.format.mask(self.model, self.analysis, exact)))
         cut = self.run(self.format.apply(self.model, self.analysis, exact))
         error, noise = self._against(cut, zeroed, exact), 0.0
         if error > TOLERANCE and self._stops_rounding():
@@ -284,13 +284,13 @@ class Proof:
                 return
             raise
 
-    def drift(self, runner: Runner, dense: Runner, chosen: Chosen) -> float:
-        """How far the outputs move from the ``dense`` model to one cut to ``chosen``."""
-        before = [self.analysis.fit(dense(feeds), chosen) for _, feeds in self.trials]
-        return moved(before, [runner(self.analysis.fit(feeds, chosen)) for _, feeds in self.trials])
+    def drift(self, before: Outputs, runner: Runner, chosen: Chosen) -> float:
+        """How far the outputs move from those ``before``, of every trial, to a model cut to ``chosen``."""
+        fitted = (self.analysis.fit(outputs, chosen) for outputs in before)
+        return moved(fitted, (runner(self.analysis.fit(feeds, chosen)) for _, feeds in self.trials))
 
 
-def moved(before: Sequence[Mapping[str, Array]], after: Sequence[Mapping[str, Array]]) -> float:
+def moved(before: Iterable[Mapping[str, Array]], after: Iterable[Mapping[str, Array]]) -> float:
     """Norm of the change of the floating-point outputs over the norm of the outputs ``before``."""
     change = norm = 0.0
     for old, new in zip(before, after, strict=True):

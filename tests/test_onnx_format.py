@@ -552,6 +552,24 @@ def test_disk_bytes(tmp_path: Path) -> None:
     assert format_.disk_bytes(tmp_path / "m.onnx") == wanted
 
 
+def test_a_file_is_the_protobuf_byte_for_byte(tmp_path: Path) -> None:
+    """A file is written in pieces: cut, with more than the graph in the model and fields that no version knows."""
+    net = Net()
+    net.output(net.op("MatMul", net.op("MatMul", net.input(2, 256), net.weight(256, 512)), net.weight(512, 256)))
+    proto = net.model()
+    proto.producer_name, proto.graph.doc_string = "one", "another"
+    proto.metadata_props.add(key="who", value="me")
+    for message in (proto, proto.graph):
+        message.MergeFromString(bytes([0x98, 0xBF, 0x04, 0x07]))  # field 9203 is 7
+    result = graphprune.prune(proto, keep=0.5)
+    assert result.pruned.edits
+    written = result.save(tmp_path / "small.onnx").read_bytes()
+    assert written == result.model.SerializeToString()
+    read = onnx.load_from_string(written)
+    assert all(bytes([0x98, 0xBF, 0x04, 0x07]) in part.SerializeToString() for part in (read, read.graph))
+    assert format_.save(format_.read(proto), tmp_path / "whole.onnx").read_bytes() == proto.SerializeToString()
+
+
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything above 10 KB is too large for one protobuf."""

@@ -156,13 +156,36 @@ def copy_without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Everything but the graph's initialisers, fields that the installed onnx does not know included."""
     copy = onnx.ModelProto()
     for source, target, leave in ((proto, copy, "graph"), (proto.graph, copy.graph, "initializer")):
-        for field_, value in source.ListFields():
-            if field_.name != leave:
-                _copy_field(target, field_, value)
-        unknown = _unknown_fields(source)
-        if unknown:
-            target.MergeFromString(unknown)
+        _copy_fields(source, target, {field_.name for field_, _ in source.ListFields()} - {leave})
+        _copy_unknown(source, target)
     return copy
+
+
+def around(message: Message, name: str) -> tuple[bytes, bytes]:
+    """``message`` as in a file, but for the field ``name``: what comes before it and what comes after."""
+    at, fields = message.DESCRIPTOR.fields_by_name[name].number, message.ListFields()
+    before, after = type(message)(), type(message)()
+    _copy_fields(message, before, {field_.name for field_, _ in fields if field_.number < at})
+    _copy_fields(message, after, {field_.name for field_, _ in fields if field_.number > at})
+    _copy_unknown(message, after)
+    return before.SerializeToString(), after.SerializeToString()
+
+
+def opening(message: Message, name: str, size: int) -> bytes:
+    """What comes in a file before ``size`` bytes of the field ``name`` of ``message``."""
+    return _varint(message.DESCRIPTOR.fields_by_name[name].number << 3 | 2) + _varint(size)
+
+
+def _copy_fields(source: Message, target: Message, names: set[str]) -> None:
+    for field_, value in source.ListFields():
+        if field_.name in names:
+            _copy_field(target, field_, value)
+
+
+def _copy_unknown(source: Message, target: Message) -> None:
+    unknown = _unknown_fields(source)
+    if unknown:
+        target.MergeFromString(unknown)
 
 
 def _unknown_fields(message: Message) -> bytes:

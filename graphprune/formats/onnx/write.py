@@ -12,7 +12,7 @@ from google.protobuf.message import EncodeError
 
 from graphprune.errors import UsageError, WriteError
 from graphprune.formats.onnx import tensors
-from graphprune.formats.onnx.model import OnnxModel, copy_without_weights
+from graphprune.formats.onnx.model import OnnxModel, around, copy_without_weights, opening
 
 _ALIGN = 4096
 _KEEP_INLINE = 1024
@@ -30,8 +30,11 @@ def save(model: OnnxModel, path: str | Path, progress: Callable[[float], None] |
     external = model.large or model.external
     try:
         _check_target(model, path, data if external else None)
-        proto = _stream(model, half_data, data.name, progress) if external else model.inline()
-        half.write_bytes(proto.SerializeToString())
+        with half.open("wb") as file:
+            if external:
+                file.write(_stream(model, half_data, data.name, progress).SerializeToString())
+            else:
+                file.writelines(_pieces(model))
         if external:
             os.replace(half_data, data)
         os.replace(half, path)
@@ -57,6 +60,18 @@ def _check_target(model: OnnxModel, path: Path, data: Path | None) -> None:
                 f"writing {path} would overwrite {target}, which the model reads its weights from",
                 hint="choose another name or folder for the output",
             )
+
+
+def _pieces(model: OnnxModel) -> list[bytes]:
+    """The file of the whole model, in pieces: each weight is made by itself, and there is no protobuf of them all."""
+    proto = model.proto
+    (start, end), (before, after) = around(proto, "graph"), around(proto.graph, "initializer")
+    inside = [before]
+    for tensor in proto.graph.initializer:
+        whole = model.tensor(tensor).SerializeToString()
+        inside += opening(proto.graph, "initializer", len(whole)), whole
+    inside.append(after)
+    return [start, opening(proto, "graph", sum(map(len, inside))), *inside, end]
 
 
 def _stream(model: OnnxModel, target: Path, name: str, progress: Callable[[float], None] | None) -> onnx.ModelProto:
