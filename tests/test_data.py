@@ -23,6 +23,7 @@ from graphprune.data import Data, bring, cache, inversion, language, synthetic
 from graphprune.data.inputs import ids, inputs
 from graphprune.errors import UsageError
 from graphprune.formats.onnx.last import _upstream
+from graphprune.formats.torch.loss import class_loss
 from graphprune.loaded import Loaded
 from graphprune.stats import Moments
 from models import digits
@@ -426,6 +427,43 @@ def test_torch_images_follow_every_batch_norm(batch: int | str, monkeypatch: pyt
     before, after = drawn(monkeypatch, model, 16), brought(model, "self", samples=16, cache=False)
     assert 3 * pulled(model, joined(after, "image")) < pulled(model, joined(before, "image"))
     assert joined(after, "image").shape == (16, 3, 12, 12)
+
+
+@pytest.mark.parametrize(("shares", "wanted"), [([1, 0, 1, 0], 0.0), ([1, 0, 0, 1], -np.log(2)), ([0.5] * 4, 0.0)])
+@pytest.mark.parametrize("logits", [False, True])
+def test_how_unsure_a_model_is_at_many_places(shares: list[float], wanted: float, logits: bool) -> None:
+    """Least where it is sure at each place, and not of the same at all; places of all runs count together."""
+    net = Net()
+    rows = net.op("MatMul", net.input(1, 1, 4), net.weight(4, 2))
+    net.output(rows if logits else net.op("Softmax", rows, axis=-1))
+    graph = graphprune.load(net.model()).analysis.graph
+    (name,) = graph.outputs
+    given = torch.tensor(shares).view(2, 1, 1, 2)
+    runs = [{name: (run.log().clamp(min=-50) if logits else run)} for run in given]
+    found = class_loss(graph)(runs, [torch.zeros(1)] * 2)
+    assert float(found) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_images_of_open_sizes_are_large() -> None:
+    """On each side up to 320 pixels, or what the model takes: its rows have places. Or as those that were given."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        places (float[batch, 3, high, wide] image) => (float[batch, 3, high, wide] y)
+        <int64 zero = {0}, int64 one = {1}>
+        {
+            size = Shape <start = 2, end = 3> (image)
+            high = Squeeze (size)
+            rows = Range (zero, high, one)
+            place = Gather (table, rows)
+            y = Add (image, place)
+        }
+    """)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((250, 1), np.float32), "table"))
+    high, wide = joined(brought(graphprune.load(model), "noise", samples=2), "image").shape[2:]
+    assert 250 / 2 < high <= 250
+    assert 320 / 2 < wide <= 320
+    given = graphprune.load(model, inputs={"image": np.zeros((2, 3, 7, 9), np.float32)})
+    assert joined(brought(given, "noise", samples=2), "image").shape == (2, 3, 7, 9)
 
 
 def test_large_models_get_fewer_images(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

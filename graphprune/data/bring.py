@@ -14,7 +14,7 @@ import numpy as np
 from graphprune.data import cache, files, inversion, language, synthetic
 from graphprune.data.inputs import Feeds, Input, checked, cut, fitting, ids, inputs
 from graphprune.data.wanted import WORDS, Calibration, Data, path_of
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, VerifyError
 from graphprune.formats import Format
 from graphprune.graph import Array
 from graphprune.memory import give_back
@@ -25,6 +25,8 @@ WRITTEN = 64
 """Windows that a model writes itself: text that costs nothing to find, and of which more helps."""
 IMAGES = 256
 """Other samples that are made, or read from a folder, where no number is given."""
+SIDE = 320
+"""The most pixels along a side that a model leaves open, of images that are made."""
 Progress = Callable[[str, float], None]
 
 
@@ -202,8 +204,11 @@ class _Run:
         """Shapes of arrays for as many samples as are wanted, at sizes that the model was seen to run at."""
         one = ids(self.takes)
         samples = self.calib.samples or (WINDOWS if one else IMAGES)
-        trials = self.format.trials(self.model, self.format.run(self.model), self.seed)
+        runner = self.format.run(self.model)
+        trials = self.format.trials(self.model, runner, self.seed)
         sizes = {**self.model.graph.example, **trials[-1][0]}
+        if self.model.given is None:
+            sizes |= self._roomy(runner, sizes)
         if one:
             sizes[str(one.shape[1])] = self.calib.length
         firsts = [other.shape[0] for other in self.takes.values() if other.shape]
@@ -213,6 +218,20 @@ class _Run:
             return shapes
         runs = -(-samples // max((shape[0] for shape in shapes.values() if shape), default=1))
         return {name: (runs * shape[0], *shape[1:]) if shape else () for name, shape in shapes.items()}
+
+    def _roomy(self, runner: Callable[[Feeds], Any], sizes: Mapping[str, int]) -> dict[str, int]:
+        """``sizes`` with open sides of images doubled as long as the model takes them: of small ones all is border."""
+        found, random = dict(sizes), np.random.default_rng(self.seed)
+        sides = [one.shape[axis] for one in self.takes.values() if one.pixels for axis in one.pixels[1]]
+        for side in dict.fromkeys(side for side in sides if isinstance(side, str)):
+            while 2 * found[side] <= SIDE:
+                larger = {**found, side: 2 * found[side]}
+                try:
+                    runner({name: synthetic.noise(one, one.sized(larger), random) for name, one in self.takes.items()})
+                except VerifyError:
+                    break
+                found = larger
+        return found
 
     def _made(self, arrays: Feeds, what: str, notes: tuple[str, ...] = ()) -> Data:
         """Arrays that nobody gave, if the model makes numbers of them."""

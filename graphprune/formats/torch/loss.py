@@ -8,7 +8,7 @@ independent, and cancel on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,19 +40,34 @@ def own_loss(graph: Graph, seed: int, *, labels: bool = True) -> Callable[[Mappi
     return loss
 
 
-def class_loss(graph: Graph) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """Mean cross entropy of outputs that choose one class a sample; labels in [0, 1) are shares of their classes.
+def class_loss(graph: Graph) -> Callable[[Sequence[Mapping[str, Tensor]], Sequence[Tensor]], Tensor]:
+    """How unsure a model is of classes, over all runs: what is least for inputs that it knows. Zero without classes.
 
-    Zero where there are no such outputs.
+    Of an output that chooses one class a sample the mean cross entropy; labels in [0, 1) are shares of its classes. Of
+    one that chooses at many places the entropy of a place, less that of all places together: each is to be sure, and
+    not all of the same (Chen et al., "Data-Free Learning of Student Networks", arXiv 1904.01186).
     """
-    flat = [name for name in graph.outputs if len(graph.shape(name) or ()) == 2]
-    found = {name: how for name in flat if (how := classes(graph, name)) is not None}
+    found = {name: how for name in graph.outputs if (how := classes(graph, name)) is not None}
+    once = {name: how for name, how in found.items() if len(graph.shape(name) or ()) == 2}
+    often = {name: how for name, how in found.items() if len(graph.shape(name) or ()) > 2}
 
-    def loss(outputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-        terms = [_surprise(outputs[n], how, (labels * outputs[n].shape[1]).long()) for n, how in found.items()]
+    def surprise(outputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        terms = [_surprise(outputs[n], how, (labels * outputs[n].shape[1]).long()) for n, how in once.items()]
         return torch.stack(terms).sum() / len(labels) if terms else torch.zeros(())
 
+    def loss(runs: Sequence[Mapping[str, Tensor]], labels: Sequence[Tensor]) -> Tensor:
+        chosen = torch.stack([surprise(run, x) for run, x in zip(runs, labels, strict=True)]).mean()
+        placed = [_unsure(torch.cat([run[n].flatten(0, -2) for run in runs]), how) for n, how in often.items()]
+        return torch.stack([chosen, *placed]).sum()
+
     return loss
+
+
+def _unsure(rows: Tensor, how: str) -> Tensor:
+    """Mean entropy of rows, less the entropy of their mean."""
+    shares = (rows if how == "probabilities" else rows.softmax(1)).clamp(min=_TINY)
+    mean = shares.mean(0)
+    return (mean * mean.log()).sum() - (shares * shares.log()).sum(1).mean()
 
 
 def _cross_entropy(value: Tensor, how: str, generator: torch.Generator) -> Tensor:

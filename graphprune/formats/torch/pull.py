@@ -20,7 +20,7 @@ from graphprune.graph import Array
 
 Pull = Callable[[Sequence[Mapping[str, Array]], Sequence[Array]], tuple[float, float, list[dict[str, Array]]]]
 CLASSES = 0.1
-"""The weight of the cross entropy: with more, images are so sure of their class that batch norms have no say."""
+"""The weight of `class_loss`: with more, images are so sure of their class that batch norms have no say."""
 _SPREAD = 1e-5
 """Added to variances: what batch norms add, too."""
 
@@ -29,7 +29,7 @@ def pull(model: TorchModel, wanted: Mapping[Site, tuple[Array, Array]]) -> Pull:
     """A function of runs (inputs by name) and of labels, an array a run: where in [0, 1) a sample's class is among all.
 
     It returns how far the statistics of all runs together are from the mean and variance ``wanted`` at each site, the
-    cross entropy (0 where no output chooses a class a sample), and the gradient of both by each input, a run each.
+    `class_loss` (0 where no output chooses classes), and the gradient of both by each input, a run each.
     UsageError where there is none.
     """
     return towards(Traced(model), wanted)
@@ -45,7 +45,7 @@ def towards(subject: Subject, wanted: Mapping[Site, tuple[Array, Array]]) -> Pul
             seen[name].append(value)
         return value
 
-    module, entropy = subject.watched(watch), class_loss(subject.graph)
+    module, loss = subject.watched(watch), class_loss(subject.graph)
 
     def pulled(
         runs: Sequence[Mapping[str, Array]], labels: Sequence[Array]
@@ -54,13 +54,12 @@ def towards(subject: Subject, wanted: Mapping[Site, tuple[Array, Array]]) -> Pul
         seen.update({site.value: [] for site in goals})
         with torch.enable_grad():
             outputs = [subject.outputs(module, run) for run in leaves]
-            chosen = [entropy(o, torch.as_tensor(x)) for o, x in zip(outputs, labels, strict=True)]
+            unsure = loss(outputs, [torch.as_tensor(x) for x in labels])
             apart = torch.stack([_apart(torch.cat(seen[s.value]), s.axis, *goal) for s, goal in goals.items()]).sum()
-            surprise = torch.stack(chosen).mean()
             seen.clear()  # a subject may compute a value again on the way back
             flat = [leaf for run in leaves for leaf in run.values()]
-            found = iter(torch.autograd.grad(apart + CLASSES * surprise, flat))
-        return apart.item(), surprise.item(), [{name: next(found).numpy() for name in run} for run in leaves]
+            found = iter(torch.autograd.grad(apart + CLASSES * unsure, flat))
+        return apart.item(), unsure.item(), [{name: next(found).numpy() for name in run} for run in leaves]
 
     def told(
         runs: Sequence[Mapping[str, Array]], labels: Sequence[Array]
