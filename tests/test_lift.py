@@ -303,7 +303,7 @@ def test_values_that_are_computed_again() -> None:
     ]
     values = [node.outputs[0] for node in products]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphprune.formats.onnx.lift._SEGMENT", 64)
+        patch.setattr("graphprune.formats.onnx.lift._SEGMENT", (64, 64))
         (seen,) = loaded.format.signals(loaded.model, None, [feeds])(values)
     lifted, kept = lift(loaded.model), dict[str, torch.Tensor]()
     assert len(lifted.steps) > 128
@@ -315,7 +315,7 @@ def test_values_that_are_computed_again() -> None:
         return value
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("graphprune.formats.onnx.lift._SEGMENT", 10**6)
+        patch.setattr("graphprune.formats.onnx.lift._SEGMENT", (10**6, 10**6))
         value = own_loss(loaded.analysis.graph, 0)(lifted(feeds, keep))
     gradients = torch.autograd.grad(value, [kept[name] for name in values])
     for name, gradient in zip(values, gradients, strict=True):

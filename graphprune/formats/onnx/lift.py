@@ -37,8 +37,9 @@ from graphprune.graph import Array, Graph, Node
 Watch = Callable[[str, Tensor], Tensor]
 Step = tuple[Node, onnx.NodeProto, list[str]]
 """A node, as the view and as the file have it, and the values that nobody reads after it."""
-_SEGMENT = 512
-"""Nodes after which only the values in use are kept for the way back; what is between is computed again."""
+_SEGMENTS, _SEGMENT = 4, (128, 512)
+"""Segments that a graph is cut into, of so many nodes: at their ends the values in use are kept for the way back; what
+is between is computed again."""
 
 
 @dataclass
@@ -106,7 +107,8 @@ class Lifted:
         """
         watch = watch or (lambda name, value: value)
         values = self.constants | {name: watch(name, value) for name, value in self.inputs(batch).items()}
-        *first, last = [self.steps[i : i + _SEGMENT] for i in range(0, len(self.steps), _SEGMENT)] or [[]]
+        size = int(np.clip(len(self.steps) // _SEGMENTS, *_SEGMENT))
+        *first, last = [self.steps[i : i + size] for i in range(0, len(self.steps), size)] or [[]]
         for steps in first:
             values = checkpoint(self.through, steps, values, watch, use_reentrant=False, preserve_rng_state=False)
         values = self.through(last, values, watch)
