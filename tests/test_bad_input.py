@@ -910,16 +910,20 @@ def test_name_that_is_too_long(given: Path) -> None:
 
 def fill(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on ``folder`` takes a few bytes of a file and raises ENOSPC on the rest."""
-    real = Path.write_bytes
+    opened = Path.open
 
-    def write_bytes(path: Path, data: bytes) -> int:
-        if path.parent != folder:
-            return real(path, data)
-        real(path, data[:100])
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(bytes(data[:100]))
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.name))
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    monkeypatch.setattr(Path, "write_text", lambda path, text, **options: write_bytes(path, text.encode()))
+    def open_(path: Path, mode: str = "r", *how: Any, **named: Any) -> Any:
+        if path.parent != folder or "w" not in mode:
+            return opened(path, mode, *how, **named)
+        stream = io.BufferedWriter(Full(path, "w"))
+        return stream if "b" in mode else io.TextIOWrapper(stream)
+
+    monkeypatch.setattr(Path, "open", open_)
 
 
 def test_disk_full_in_the_middle_of_a_file(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,17 @@ def test_what_goes_is_judged_on_data_that_were_not_fitted() -> None:
     assert 0.7 * true < np.sort(few)[:32].sum() < 3 * true
 
 
+@pytest.mark.parametrize(("rows", "looked"), [(200, True), (300, False)])
+def test_losses_on_enough_data_are_believed(rows: int, looked: bool) -> None:
+    """Those of more than two samples for each input, in half of the data, are not scaled to the other half."""
+    loaded = graphprune.load(mlp(np.eye(64)).model())
+    given = data(rows, 64)
+    halves = [[{loaded.analysis.graph.inputs[0]: part} for part in np.split(given, count)] for count in (1, 2)]
+    one, two = (loaded.scores(Request(keep=0.5), "obs", moments=loaded.measure(batches)) for batches in halves)
+    (dim,) = one
+    assert np.allclose(one[dim], two[dim], rtol=1e-4) != looked
+
+
 def test_halves_of_the_data() -> None:
     """Every other batch, and those between; none where there is one batch; those of a weight read twice are added."""
     loaded = graphprune.load(digits.PATH)

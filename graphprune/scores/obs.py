@@ -49,6 +49,8 @@ _LOOKS = (1 / 8, 3 / 8, 3 / 4)
 """Shares of a Dim that are gone where losses are looked at on other data."""
 _DAMPINGS = (1e-2, 1e-1)
 """What is tried there; the better one counts."""
+_ENOUGH = 2
+"""Samples for each input, of half of the data, with which losses on the data that are fitted are believed."""
 Metrics = Mapping[str, Floats]
 """By weight: the metric of the outputs that it makes, [m, m], or one number where that is all that is known."""
 
@@ -183,6 +185,7 @@ class _Side:
         self.whole, self.seen = self.root.copy(), seen
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
+        self.places = any(node.op.startswith("conv") for node in consumer.nodes)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
         self.place, self.live = np.arange(len(labels)), np.ones(len(labels), bool)
@@ -203,6 +206,11 @@ class _Side:
         roots = self.root[:, at].transpose(1, 2, 0)
         blocks = self.inverse[at[:, :, None], at[:, None, :]]
         return np.asarray(np.trace(np.linalg.solve(blocks, roots @ roots.swapaxes(1, 2)), axis1=1, axis2=2), np.float64)
+
+    @property
+    def few(self) -> bool:
+        """Whether what is fitted may be fitted too well: inputs are many for the data, or places of few pictures."""
+        return self.places or self.seen.count < 2 * _ENOUGH * self.whole.shape[1]
 
     def unseen(self, going: Sequence[int]) -> float:
         """What is lost on the half of the data that is not fitted without the positions ``going``."""
@@ -267,7 +275,7 @@ def _removed(atom: Atom, sides: list[_Side]) -> Floats:
 def _missed(sides: Sequence[_Side], order: Sequence[int], losses: Floats) -> Floats:
     """By how much to scale ``losses``, one for each of ``order``, to have those on data that were not fitted."""
     counts = sorted({round(share * len(order)) for share in _LOOKS} - {0})
-    if not counts or any(side.seen.half is None for side in sides):
+    if not counts or not any(side.few for side in sides) or any(side.seen.half is None for side in sides):
         return np.ones(len(order))
     sums = np.cumsum(losses)[np.array(counts) - 1]
     held = np.array([sum(side.unseen(order[:count]) for side in sides) for count in counts])
