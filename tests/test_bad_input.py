@@ -1063,7 +1063,7 @@ def test_ctrl_c_that_python_drops(given: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "step", ["graphprune.formats.onnx.write._check_target", "pathlib.Path.write_bytes", "os.replace"]
+    "step", ["graphprune.formats.onnx.write._check_target", "graphprune.formats.onnx.write._pieces", "os.replace"]
 )
 def test_ctrl_c_while_writing(step: str, given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any step of writing, whatever was there stays."""
