@@ -419,6 +419,7 @@ class Loaded:
             verify = "structure"
             report.notes.append("too large to run beside its own copy: verified by structure only")
         if verify == "full":
+            give_back(report.dense.bytes)
             proof = Proof(self.format, self.model, self.analysis, seed=seed)
             _prove(proof, report, pruned, chosen, stage(progress, "verifying"))
             _measure(proof, report, pruned, chosen, self.origin, timing=timing)
@@ -498,7 +499,7 @@ def _prove(proof: Proof, report: Report, pruned: Any, chosen: Chosen, progress: 
     ]
     for done, check in enumerate(steps if chosen else steps[2:]):
         report.checks.append(check())
-        give_back()
+        give_back(report.dense.bytes)
         progress((done + 1) / len(steps))
 
 
@@ -507,7 +508,7 @@ def _measure(proof: Proof, report: Report, pruned: Any, chosen: Chosen, origin: 
     if not report.verified or not report.dims:
         return
     before = proof.outputs(proof.runner if origin is None else proof.format.run(origin))
-    give_back()
+    give_back(report.dense.bytes)
     after = proof.format.run(pruned)
     report.drift = proof.drift(before, after, chosen)
     if timing:

@@ -14,7 +14,6 @@ from graphprune.errors import UsageError
 from graphprune.latency import RUNTIME, STRUCTURE, Profile
 from graphprune.loaded import COMPENSATE, Loaded, Progress, Result, load, stage
 from graphprune.memo import Memo
-from graphprune.memory import give_back
 from graphprune.plan import Plan, fingerprint
 from graphprune.scores import SCORES
 from graphprune.sensitivity import Sensitivity
@@ -112,7 +111,6 @@ def prune(
     make = loaded.maker(request, score, seen, how=by, damping=damping, **own)
     (loaded, plan), curve = reached(make, request, goal, memo, progress)
     del make, seen, own  # statistics and scores take as much as the model: the proof needs none of them
-    give_back()
     result = loaded.apply(plan, verify=verify, seed=seed, timing=timing, progress=progress)
     return replace(result, curve=curve)
 
