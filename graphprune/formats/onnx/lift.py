@@ -38,8 +38,8 @@ Watch = Callable[[str, Tensor], Tensor]
 Step = tuple[Node, onnx.NodeProto, list[str]]
 """A node, as the view and as the file have it, and the values that nobody reads after it."""
 _SEGMENTS, _SEGMENT = 4, (128, 512)
-"""Segments that a graph is cut into, of so many nodes: at their ends the values in use are kept for the way back; what
-is between is computed again."""
+"""Into how many segments a graph is cut, and how few and how many nodes each may have: at their ends the values in use
+are kept for the way back; what is between is computed again."""
 
 
 @dataclass
