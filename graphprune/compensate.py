@@ -194,7 +194,7 @@ def refit(
         changed.values[bias.name] = analysis.stored(bias.name, new)
     elif how == "bias" and len(consumer.nodes) == 1:
         node = consumer.nodes[0]
-        behind = len(graph.shape(node.outputs[0]) or ()) - 2 if node.op.startswith("conv") else 0
+        behind = len(graph.shape(node.outputs[0]) or ()) - 2 if node.convolves else 0
         changed.add[node.outputs[0]] = lost.astype(stored.dtype).reshape(-1, *[1] * behind)
     return changed
 
@@ -233,7 +233,7 @@ def _behind(graph: Graph, node: Node) -> Bias | None:
     if reader.op == "batch_norm" and place == 0 and len(reader.inputs) > 3:
         return Bias(reader.inputs[3], -1)
     added = graph.weights.get(reader.inputs[1 - place]) if adds(reader) else None
-    behind = rank - 2 if node.op.startswith("conv") else 0
+    behind = rank - 2 if node.convolves else 0
     along = added is not None and (1,) * rank + added.shape
     return Bias(reader.inputs[1 - place]) if along and added and along[-1 - behind] == added.size else None
 

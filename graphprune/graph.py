@@ -73,6 +73,11 @@ class Node:
         """How messages name the node."""
         return self.name or (self.outputs[0] if self.outputs else self.kind)
 
+    @property
+    def convolves(self) -> bool:
+        """Whether windows of weights slide over places, so that channels are the axis 1 of what the node makes."""
+        return self.op.startswith("conv")
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -210,7 +210,7 @@ def _fits(analysis: Analysis, chosen: Chosen) -> list[_Fit]:
             continue
         bias = bias_of(analysis, consumer)
         into, out = graph.shape(site.value) or (), graph.shape(node.outputs[0]) or ()
-        convolution = node.op.startswith("conv")
+        convolution = node.convolves
         last = site.axis == len(into) - 1 and into[:-1] == out[:-1]
         inner = len(node.inputs) > 2 and node.inputs[2]
         if not (convolution or last) or (inner and (bias is None or bias.name != inner)):
@@ -259,7 +259,7 @@ def _halves(fit: _Fit, dense: Walk, cut: Walk) -> list[Sums]:
     for batch in range(cut.batches):
         target = dense.rows(batch, fit.made)
         counts = np.ones((len(target), 1), target.dtype)
-        if along is not None and not fit.node.op.startswith("conv"):
+        if along is not None and not fit.node.convolves:
             counts = _alike(target + dense.rows(batch, along))
         if along is not None:
             apart = dense.rows(batch, along) - cut.rows(batch, along)

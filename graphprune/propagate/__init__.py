@@ -95,7 +95,7 @@ def _given(graph: Graph, name: str, states: dict[str, Given], known: Values) -> 
 def _guess(graph: Graph, name: str, guessed: bool) -> State:
     """Independent, of mean 0 and variance 1, along the axis of channels or the last."""
     shape = sizes(graph, name) if graph.shape(name) is not None else ()
-    convolved = any(node.op.startswith("conv") for node, _ in graph.consumers.get(name, ()))
+    convolved = any(node.convolves for node, _ in graph.consumers.get(name, ()))
     axis = 1 if len(shape) > 3 or (convolved and len(shape) > 2) else len(shape) - 1
     return normal(shape, axis if axis >= 0 else None, guessed=guessed)
 

@@ -122,11 +122,11 @@ def _width(task: Task, consumer: Consumer) -> int:
 
 def _metric(value: Array, gradient: Array, node: Node, width: int) -> Floats:
     """Sum over a batch of what errors of ``value`` cost, [width, width]; of unknown layout, [1, 1]."""
-    axis = 1 if node.op.startswith("conv") else gradient.ndim - 1
+    axis = 1 if node.convolves else gradient.ndim - 1
     if not gradient.shape[axis] == width <= _WIDEST:
         return _second(gradient.reshape(-1, 1) / np.sqrt(width))
     apart = _second(np.moveaxis(gradient, axis, -1).reshape(-1, width))
-    if not node.op.startswith("conv"):
+    if not node.convolves:
         return apart
     share, places = _alike(value), tuple(range(2, gradient.ndim))
     return (1 - share) * apart + share * _second(gradient.sum(places))
@@ -185,7 +185,7 @@ class _Side:
         self.whole, self.seen = self.root.copy(), seen
         ridge = DAMPING * float(np.trace(second)) / len(second) or 1.0
         self.inverse: Floats = np.asarray(np.linalg.inv(second + ridge * np.eye(len(second))), np.float64)
-        self.places = any(node.op.startswith("conv") for node in consumer.nodes)
+        self.convolved = any(node.convolves for node in consumer.nodes)
         labels = numbers(consumer.dim, atom.dim)
         self.columns = [np.flatnonzero(labels == position + 1) for position in range(atom.size)]
         self.place, self.live = np.arange(len(labels)), np.ones(len(labels), bool)
@@ -210,7 +210,7 @@ class _Side:
     @property
     def few(self) -> bool:
         """Whether what is fitted may be fitted too well: inputs are many for the data, or places of few pictures."""
-        return self.places or self.seen.count < 2 * _ENOUGH * self.whole.shape[1]
+        return self.convolved or self.seen.count < 2 * _ENOUGH * self.whole.shape[1]
 
     def unseen(self, going: Sequence[int]) -> float:
         """What is lost on the half of the data that is not fitted without the positions ``going``."""
